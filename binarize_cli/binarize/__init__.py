@@ -1,0 +1,1 @@
+"""Which layers of a network become binary, and the layers that replace them."""

@@ -1,0 +1,137 @@
+"""Which layers become binary, and why: the table that is printed before training and kept in the file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+from binarize_cli.binarize.layers import BINARY_FORM, is_candidate, kind
+from binarize_cli.errors import InputError, closest
+from binarize_cli.recipe import Layers
+
+OTHER = "neither a linear nor a convolution layer"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One row of the table of layers."""
+
+    name: str
+    kind: str
+    shape: list[int]
+    """Of the weights (of the largest tensor, where there are no weights)."""
+    binary: bool
+    why: str
+
+    def to_json(self) -> dict:
+        return asdict(self)
+
+
+@torch.no_grad()
+def called_layers(net: nn.Module, example: torch.Tensor) -> list[str]:
+    """The names of the linear and convolution layers a forward pass calls, in order of their first call."""
+    order: dict[str, None] = {}
+    hooks = [
+        module.register_forward_pre_hook(lambda m, args, name=name: order.setdefault(name))
+        for name, module in net.named_modules()
+        if is_candidate(module)
+    ]
+    training = net.training
+    net.eval()(example)
+    net.train(training)
+    for hook in hooks:
+        hook.remove()
+    return list(order)
+
+
+def select(net: nn.Module, rules: Layers, called: Sequence[str], heads: Sequence[str]) -> list[Layer]:
+    """Every layer of a float network with the decision on it.
+
+    `called` comes from `called_layers`, `heads` are the names of the classifier layers.
+    Raises InputError for a pattern that matches nothing, for a layer that is to be binary but that a
+    forward pass never calls, for one whose operation is not known here, and when no layer is left.
+    """
+    candidates = {name: m for name, m in net.named_modules() if is_candidate(m)}
+    groups = {"first": list(called[:1]), "head": list(heads)}
+    kept = _matches("keep_float", rules.keep_float, candidates, groups)
+    forced = _matches("make_binary", rules.make_binary, candidates, groups)
+    everything = {name: "every layer but those kept float" for name in candidates if name not in kept}
+    chosen = everything | forced
+    _refuse_unknown(candidates, chosen)
+    _refuse_uncalled(net, chosen, called)
+    if not chosen:
+        raise InputError("no layer is left to binarize", hint="Loosen layers.keep_float in the recipe.")
+    return _table(net, chosen, kept)
+
+
+def all_float(net: nn.Module) -> list[Layer]:
+    """The table of a network that stays float."""
+    candidates = [name for name, m in net.named_modules() if is_candidate(m)]
+    return _table(net, {}, dict.fromkeys(candidates, "method float"))
+
+
+def _table(net: nn.Module, chosen: dict[str, str], kept: dict[str, str]) -> list[Layer]:
+    rows = []
+    for name, module in net.named_modules():
+        tensors = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
+        if name in chosen:
+            branch = ", here the downsample branch" if "downsample" in name.split(".") else ""
+            rows.append(Layer(name, kind(module), list(module.weight.shape), True, chosen[name] + branch))
+        elif is_candidate(module):
+            rows.append(Layer(name, kind(module), list(module.weight.shape), False, kept[name]))
+        elif tensors and not list(module.children()):
+            shape = list(max(tensors.values(), key=torch.Tensor.numel).shape)
+            rows.append(Layer(name, kind(module), shape, False, OTHER))
+        else:  # parameters that a container owns itself, such as a position embedding
+            prefix = f"{name}." if name else ""
+            rows += [
+                Layer(prefix + own, "parameter", list(t.shape), False, OTHER) for own, t in tensors.items()
+            ]
+    return rows
+
+
+def _matches(
+    key: str, patterns: Sequence[str], candidates: dict, groups: dict[str, list[str]]
+) -> dict[str, str]:
+    """Layer name -> the words for why it matched. Raises InputError for a pattern that matches nothing."""
+    found: dict[str, str] = {}
+    for pattern in patterns:
+        names = groups.get(pattern) or [n for n in candidates if fnmatchcase(n, pattern)]
+        if not names:
+            hint = closest(pattern, candidates, f"The layers: {', '.join(list(candidates)[:6])} ...")
+            raise InputError(f"the pattern '{pattern}' matches no layer", where=f"layers.{key}", hint=hint)
+        words = {"first": "first layer", "head": "classifier head"}.get(pattern, f"matches '{pattern}'")
+        for name in names:
+            found.setdefault(name, f"{words} ({key})")
+    return found
+
+
+def _refuse_unknown(candidates: dict[str, nn.Module], chosen: dict[str, str]) -> None:
+    for name in chosen:
+        module = candidates[name]
+        odd = type(module).__name__ if type(module) not in BINARY_FORM else ""
+        if isinstance(module, nn.Conv2d) and module.padding_mode != "zeros":
+            odd = f"convolution with {module.padding_mode} padding"
+        if odd:
+            raise InputError(
+                f"the layer is a {odd}, which cannot be binarized",
+                where=name,
+                hint=f"Keep such layers float (layers.keep_float: ['{name}', ...]) or choose another model.",
+            )
+
+
+def _refuse_uncalled(net: nn.Module, chosen: dict[str, str], called: Sequence[str]) -> None:
+    silent = [name for name in chosen if name not in called]
+    if not silent:
+        return
+    parent = type(net.get_submodule(silent[0].rpartition(".")[0])).__name__
+    raise InputError(
+        f"{len(silent)} layers are never called by a forward pass ({parent} reads their weights directly, or "
+        f"they serve training alone), so binarizing them would not reach the output: {', '.join(silent[:4])}"
+        + (" ..." if len(silent) > 4 else ""),
+        hint="Keep them float (layers.keep_float), or choose another model: timm's call theirs.",
+    )

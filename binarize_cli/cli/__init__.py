@@ -1,0 +1,93 @@
+"""The command line. Nothing heavy is imported at module level: help and every usage error answer at once."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from binarize_cli import __version__
+from binarize_cli.cli import recipes
+from binarize_cli.cli.binarize import binarize
+from binarize_cli.cli.evaluate import evaluate
+from binarize_cli.cli.inspect import inspect
+from binarize_cli.cli.methods import methods
+from binarize_cli.console import screen
+from binarize_cli.errors import BnnppError, InputError, did_you_mean
+
+app = typer.Typer(
+    help="Turn a pretrained image classifier into a 1-bit network: a bit-packed file and a report on it.",
+    epilog="First steps: 'bnnpp binarize digits_vit --method bnn++' needs no network and takes a minute.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(binarize)
+app.command(name="eval")(evaluate)
+app.command()(inspect)
+app.command()(methods)
+app.add_typer(recipes.app, name="recipes")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"bnnpp {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+UsageError = typer.BadParameter.__mro__[1]  # click's own class, wherever this typer keeps click
+OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "defaultcpuallocator")
+
+
+def main() -> None:
+    """Run a command; every expected failure is one message on stderr and the exit code of its kind."""
+    try:
+        code = app(standalone_mode=False)
+    except BnnppError as error:
+        code = _tell(error)
+    except UsageError as error:
+        code = _tell(_usage(error))
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and not any(
+            sign in str(error).lower() for sign in OUT_OF_MEMORY
+        ):
+            raise
+        hint = "Lower --batch-size; on CUDA also try --amp bf16."
+        code = _tell(InputError(f"memory ran out ({str(error).splitlines()[0]})", hint=hint))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _tell(error: BnnppError) -> int:
+    # Plain text: a message may hold brackets, which rich would take for markup.
+    screen().print(
+        f"error: {error}", style="bold red" if error.exit_code != 130 else None, markup=False, soft_wrap=True
+    )
+    return error.exit_code
+
+
+def _usage(error: Exception) -> InputError:
+    """A usage error in the form of all others: what, where, what to try."""
+    context = error.ctx
+    where = context.command_path if context else "bnnpp"
+    hint = f"Try '{where} --help'."
+    if wrong := getattr(error, "option_name", None):
+        known = [name for p in context.command.params for name in (*p.opts, *p.secondary_opts)]
+        guess = did_you_mean(wrong, known)
+    else:
+        wrong = error.format_message().partition("'")[2].partition("'")[0]
+        guess = did_you_mean(wrong, getattr(context.command, "commands", {})) if context and wrong else None
+    return InputError(error.format_message(), where=where, hint=f"{guess} {hint}" if guess else hint)

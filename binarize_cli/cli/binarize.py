@@ -1,0 +1,112 @@
+"""`bnnpp binarize`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from typing import Any
+
+from binarize_cli.cli import options as o
+from binarize_cli.console import result
+from binarize_cli.errors import InputError
+
+
+def binarize(
+    model: o.Model,
+    method: o.Method = None,
+    task: o.Task = None,
+    recipe: o.RecipeName = "default",
+    set_: o.Set = None,
+    epochs: o.Epochs = None,
+    batch_size: o.BatchSize = None,
+    lr: o.Lr = None,
+    opt: o.Opt = None,
+    sched: o.Sched = None,
+    weight_decay: o.WeightDecay = None,
+    amp: o.Amp = None,
+    seed: o.Seed = None,
+    data_dir: o.DataDir = None,
+    dataset: o.Dataset = None,
+    workers: o.Workers = None,
+    cache_gb: o.CacheGb = 4.0,
+    skip_unreadable: o.SkipUnreadable = False,
+    weights: o.Weights = None,
+    no_pretrained: o.NoPretrained = False,
+    num_classes: o.NumClasses = None,
+    img_size: o.ImgSize = None,
+    output: o.Output = None,
+    device: o.Device = "auto",
+    resume: o.Resume = False,
+    overwrite: o.Overwrite = False,
+    as_json: o.Json = False,
+) -> None:
+    """Binarize a model, fine-tune it, pack it; prints the path of the packed file.
+
+    bnnpp binarize digits_vit --method bnn++
+
+    bnnpp binarize deit_tiny --method bnn++ --data-dir imagenette --epochs 10
+
+    bnnpp binarize torchvision/resnet18 --method bc --dataset cifar10 --set train.lr=1e-4
+    """
+    flags = {
+        "method": method,
+        "task": task,
+        "train.epochs": epochs,
+        "train.batch_size": batch_size,
+        "train.lr": lr,
+        "train.opt": opt,
+        "train.sched": sched,
+        "train.weight_decay": weight_decay,
+        "train.amp": amp,
+        "train.seed": seed,
+    }
+    if weights is not None and no_pretrained:
+        raise InputError("--weights and --no-pretrained exclude each other", hint="Leave one of them out.")
+    validated = _recipe(recipe, flags, set_ or [])
+
+    from binarize_cli.models import hub, names
+
+    name = names.resolve(model)
+    if weights is None and not no_pretrained:
+        hub.check_reachable(name)  # before seconds go by in importing torch
+
+    from binarize_cli import pipeline
+
+    job = pipeline.Job(
+        command=shlex.join(["bnnpp", *sys.argv[1:]]),
+        model=name,
+        recipe=validated,
+        dataset=dataset,
+        data_dir=data_dir,
+        weights=weights,
+        pretrained=not no_pretrained,
+        num_classes=num_classes,
+        img_size=img_size,
+        output=output,
+        device=device,
+        workers=workers,
+        cache_gb=cache_gb,
+        resume=resume,
+        overwrite=overwrite,
+        skip_unreadable=skip_unreadable,
+    )
+    folder, document = pipeline.run(job)
+    result(json.dumps(document) if as_json else str(folder.packed))
+
+
+def _recipe(name: str, flags: dict[str, Any], pairs: list[str]):
+    """The recipe of that name, then the flags, then `--set`, validated together."""
+    from binarize_cli import recipe as recipes
+
+    draft = recipes.read(name)
+    for key, value in flags.items():
+        if value is not None:
+            draft.set(key, value, place="--" + key.rpartition(".")[2].replace("_", "-"))
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not (key and equals):
+            hint = "For instance --set train.lr=1e-4."
+            raise InputError(f"'{pair}' is not KEY=VALUE", where="--set", hint=hint)
+        draft.set(key, recipes.parse_value(text), place="--set")
+    return draft.validate()

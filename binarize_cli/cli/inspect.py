@@ -1,0 +1,40 @@
+"""`bnnpp inspect`."""
+
+from __future__ import annotations
+
+import json
+
+from rich.console import Console
+
+from binarize_cli.cli import options as o
+from binarize_cli.console import result
+
+
+def inspect(file: o.PackedFile, as_json: o.Json = False) -> None:
+    """What a packed file holds: every layer, binary or float and why, every byte. Builds no model.
+
+    bnnpp inspect runs/digits_vit-bnn++-bw/model.safetensors --json | jq .bytes
+    """
+    from binarize_cli.packed.contents import contents
+    from binarize_cli.packed.format import read
+
+    account = contents(read(file))
+    if as_json:
+        result(json.dumps(account))
+        return
+
+    from binarize_cli.report.tables import layers_table, size_sentence
+
+    model, scored, size = account["model"], account["accuracy"], account["bytes"]
+    where = f"{scored['images']} images of {account['data']}"
+    lines = [
+        f"{model['name']} of {model['source']}, {model['num_classes']} classes",
+        f"method {account['method']}, task {account['task']}",
+        size_sentence(size, account["float32_bytes"], account["ratio"], account["binary_weights"]),
+        f"top-1 {scored['top1']:.2f}, top-5 {scored['top5']:.2f} on {where}",
+        ", ".join(f"{key} {value}" for key, value in account["provenance"].items()),
+    ]
+    out = Console(highlight=False)
+    out.print(layers_table(account["layers"]))
+    for line in lines:
+        out.print(line, markup=False)

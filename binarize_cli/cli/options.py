@@ -1,0 +1,62 @@
+"""The flags, each once, spelled as timm spells them; a command's signature picks from here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def _in(panel: str):
+    def option(*names: str, help: str, **more: Any) -> Any:
+        return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False, **more)
+
+    return option
+
+
+model, data, train, run = _in("Model"), _in("Data"), _in("Training"), _in("Run")
+
+Model = Annotated[str, typer.Argument(help="deit_tiny, any timm name, torchvision/NAME, digits_vit ...")]
+PackedFile = Annotated[Path, typer.Argument(help="A file that 'bnnpp binarize' wrote.", metavar="FILE")]
+
+Weights = Annotated[Path | None, model("--weights", help="Float weights: .safetensors or .pth.")]
+NoPretrained = Annotated[bool, model("--no-pretrained", help="Start from random weights.")]
+NumClasses = Annotated[
+    int | None, model("--num-classes", help="Classes of the weights' head, if not the model's usual.", min=1)
+]
+ImgSize = Annotated[int | None, model("--img-size", help="Input size, for models that take one.", min=1)]
+
+Method = Annotated[str | None, train("--method", help="See 'bnnpp methods'. Default: bnn++.")]
+Task = Annotated[str | None, train("--task", help="bw: binary weights, float activations.")]
+RecipeName = Annotated[str, train("--recipe", help="A recipe's name or file: see 'bnnpp recipes ls'.")]
+Set = Annotated[
+    list[str] | None,
+    train("--set", help="Any key of the recipe: train.lr=1e-4. Repeatable.", metavar="KEY=VALUE"),
+]
+Epochs = Annotated[int | None, train("--epochs", help="Epochs of fine-tuning.")]
+BatchSize = Annotated[int | None, train("--batch-size", "-b", help="Images a step.")]
+Lr = Annotated[float | None, train("--lr", help="Peak learning rate.")]
+Opt = Annotated[str | None, train("--opt", help="Optimizer, by timm's name.")]
+Sched = Annotated[str | None, train("--sched", help="cosine, linear or constant.")]
+WeightDecay = Annotated[float | None, train("--weight-decay", help="Weight decay.")]
+Amp = Annotated[str | None, train("--amp", help="auto, off, bf16 or fp16.")]
+Seed = Annotated[int | None, train("--seed", help="Of everything random.")]
+
+DataDir = Annotated[Path | None, data("--data-dir", help="A folder, or a tar, of train/ and val/ or test/.")]
+Dataset = Annotated[str | None, data("--dataset", help="digits, cifar10, cifar100, or timm's name.")]
+Workers = Annotated[
+    int | None, data("--workers", "-j", help="Loader processes. Default: by the data.", min=0)
+]
+CacheGb = Annotated[
+    float, data("--cache-gb", help="Sets up to this size are decoded once. Default: 4.", min=0)
+]
+SkipUnreadable = Annotated[bool, data("--skip-unreadable", help="Leave out images that cannot be decoded.")]
+
+Output = Annotated[
+    Path | None, run("--output", "-o", help="The run folder. Default: runs/<model>-<method>-<task>.")
+]
+Device = Annotated[str, run("--device", help="auto, cpu, cuda or cuda:1.")]
+Resume = Annotated[bool, run("--resume", help="Continue the unfinished run.")]
+Overwrite = Annotated[bool, run("--overwrite", help="Replace what the run folder holds.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]

@@ -1,0 +1,45 @@
+"""The two streams: stdout carries the result alone, everything a person reads goes to stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from functools import cache
+
+from rich.console import Console
+from rich.table import Table
+
+
+@cache
+def screen() -> Console:
+    """The stderr console. Off a terminal (a SLURM log, a pipe) it is 140 columns wide, for tables."""
+    console = Console(stderr=True, highlight=False)
+    return console if console.is_terminal else Console(stderr=True, highlight=False, width=140)
+
+
+def live() -> bool:
+    """Whether a person watches: a live display then, plain timestamped lines otherwise."""
+    return screen().is_terminal
+
+
+def say(message: str) -> None:
+    """One line of progress on stderr; with the time of day when it goes to a log."""
+    stamp = "" if live() else time.strftime("%Y-%m-%d %H:%M:%S ")
+    screen().print(stamp + message, markup=False, soft_wrap=True)
+
+
+def warn(message: str) -> None:
+    """Something the user should know and may have to act on; the run goes on."""
+    stamp = "" if live() else time.strftime("%Y-%m-%d %H:%M:%S ")
+    screen().print(f"{stamp}warning: {message}", style="yellow", markup=False, soft_wrap=True)
+
+
+def show(table: Table) -> None:
+    """A table, on stderr."""
+    screen().print(table)
+
+
+def result(text: str) -> None:
+    """The result, on stdout: a path or one JSON document."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()

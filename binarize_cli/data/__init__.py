@@ -1,0 +1,1 @@
+"""Dataset name -> loaders: `sources` finds and lists, `decode` reads, `loaders` makes batches."""

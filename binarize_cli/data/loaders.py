@@ -1,0 +1,279 @@
+"""Batches of tensors. What they hold depends on the seed, the epoch and the image, never on the workers."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import auto_augment, create_transform
+from timm.data.random_erasing import RandomErasing
+from timm.data.transforms import str_to_interp_mode
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from binarize_cli.data.images import Source, Split, UnreadableImage
+from binarize_cli.errors import InputError
+
+if TYPE_CHECKING:
+    from binarize_cli.models.load import Preprocessing
+    from binarize_cli.recipe import Augment
+
+
+@dataclass(frozen=True)
+class Transform:
+    """From images to a batch, in timm's two steps: normalising a whole batch costs far less."""
+
+    image: Callable[[Image.Image], Tensor]  # -> uint8 [C, H, W]
+    batch: Callable[[Tensor], Tensor]  # uint8 [B, C, H, W] -> float32 [B, C, H, W]
+
+
+def resolve_augment(augment: Augment, preprocessing: Preprocessing, source: Source) -> Augment:
+    """The augmentation with every `auto` settled for this model and dataset."""
+    crop, hflip = augment.crop, augment.hflip
+    if crop == "auto":
+        crop = "pad" if source.native_size == preprocessing.input_size[1] else "rrc"
+    if hflip == "auto":
+        hflip = source.hflip
+    return augment.model_copy(update={"crop": crop, "hflip": hflip})
+
+
+def train_transform(preprocessing: Preprocessing, augment: Augment, source: Source) -> Transform:
+    """The random transform of training images. Raises InputError for an `auto_augment` timm does not know."""
+    augment = resolve_augment(augment, preprocessing, source)
+    try:
+        crop_and_flip, colour, to_tensor = create_transform(
+            preprocessing.input_size,
+            is_training=True,
+            scale=tuple(augment.scale),
+            hflip=augment.hflip,
+            color_jitter=augment.color_jitter or None,
+            auto_augment=augment.auto_augment,
+            interpolation=preprocessing.interpolation,
+            mean=preprocessing.mean,
+            use_prefetcher=True,
+            separate=True,
+        )
+    except (AssertionError, KeyError, ValueError, IndexError) as error:
+        hint = "timm's spelling is, for instance, rand-m9-mstd0.5-inc1, original or augmix-m5-w4-d2."
+        what = f"augment.auto_augment: timm cannot read '{augment.auto_augment}'"
+        raise InputError(what, where="recipe", hint=hint) from error
+    geometry = crop_and_flip.transforms
+    if augment.crop == "pad":
+        geometry[:1] = _pad_crop(preprocessing)
+    elif augment.crop == "none":
+        geometry[:1] = _test_crop(preprocessing)
+    steps = [_Mode(preprocessing), *geometry, *colour.transforms, *to_tensor.transforms]
+    erase = RandomErasing(augment.reprob, mode="pixel", device="cpu") if augment.reprob else None
+    return Transform(transforms.Compose(steps), _Normalize(preprocessing, erase))
+
+
+def score_transform(preprocessing: Preprocessing) -> Transform:
+    """The fixed transform of an image to be scored: the model's own."""
+    steps = [_Mode(preprocessing), *_test_crop(preprocessing), transforms.PILToTensor()]
+    return Transform(transforms.Compose(steps), _Normalize(preprocessing))
+
+
+def _pad_crop(preprocessing: Preprocessing) -> list:
+    """CIFAR's crop, for images of the input's size (others are resized to it)."""
+    size = preprocessing.input_size[-2:]
+    return [transforms.Resize(size, str_to_interp_mode(preprocessing.interpolation)), _shifted]
+
+
+def _test_crop(preprocessing: Preprocessing) -> list:
+    """Resize and crop as the model's data config says, all of timm's scoring transform but its last step."""
+    whole = create_transform(
+        preprocessing.input_size,
+        interpolation=preprocessing.interpolation,
+        mean=preprocessing.mean,
+        crop_pct=preprocessing.crop_pct,
+        crop_mode=preprocessing.crop_mode,
+        use_prefetcher=True,
+    )
+    return whole.transforms[:-1]
+
+
+def _shifted(image: Image.Image) -> Image.Image:
+    """A random window of the image's own size, up to an eighth outside, where it is zero."""
+    width, height = image.size
+    reach = max(1, height // 8)
+    left, top = random.randint(-reach, reach), random.randint(-reach, reach)
+    return image.crop((left, top, left + width, top + height))  # ten times as fast as padding first
+
+
+def _posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
+    return auto_augment.posterize(image, max(1, bits))
+
+
+# At the end of its range timm asks Pillow to keep 0 bits of a colour, and from version 13 Pillow refuses.
+auto_augment.NAME_TO_OP |= dict.fromkeys(
+    ("Posterize", "PosterizeIncreasing", "PosterizeOriginal"), _posterize
+)
+
+
+class _Mode:
+    """One channel for a model of one channel, else three."""
+
+    def __init__(self, preprocessing: Preprocessing):
+        self.mode = "L" if preprocessing.input_size[0] == 1 else "RGB"
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return image if image.mode == self.mode else image.convert(self.mode)
+
+
+class _Normalize:
+    """Normalises a batch, to the same bits as timm does image by image; training may then erase patches."""
+
+    def __init__(self, preprocessing: Preprocessing, erase: Callable[[Tensor], Tensor] | None = None):
+        self.mean = torch.tensor(preprocessing.mean).view(-1, 1, 1)
+        self.std = torch.tensor(preprocessing.std).view(-1, 1, 1)
+        self.erase = erase
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        images = pixels.float().div_(255).sub_(self.mean).div_(self.std)
+        return self.erase(images) if self.erase else images
+
+
+class Batches:
+    """Training batches. The last, incomplete one is dropped; a set smaller than a batch is one batch."""
+
+    def __init__(
+        self,
+        split: Split,
+        transform: Transform,
+        *,
+        batch_size: int,
+        seed: int,
+        workers: int = 0,
+        device: torch.device | None = None,
+    ):
+        self.split, self.transform, self.seed = split, transform, seed
+        self.batch_size = min(batch_size, len(split))
+        self.workers, self.device = workers, device
+
+    def __len__(self) -> int:
+        return len(self.split) // self.batch_size
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images (float32 [B, C, H, W]) and targets (int64 [B]) of an epoch from batch `start` on.
+
+        The batches before `start` are not decoded; those after it have the same bits as in the whole epoch.
+        Raises UnreadableImage.
+        """
+        # A generator takes 32 bits, so seed and epoch are mixed into that many.
+        mixed = np.random.SeedSequence((self.seed % 2**32, epoch)).generate_state(1).item()
+        draw = torch.Generator().manual_seed(mixed)
+        order = torch.randperm(len(self.split), generator=draw)
+        seeds = torch.randint(2**32, order.shape, generator=draw).tolist()  # one an image
+        batches = order[: len(self) * self.batch_size].view(-1, self.batch_size)[start:].tolist()
+        return _load(_Decoded(self.split, self.transform, seeds), batches, self.workers, self.device)
+
+
+class ScoreBatches:
+    """Batches to score: every image once, in order, the last batch as small as it comes out."""
+
+    def __init__(
+        self,
+        split: Split,
+        preprocessing: Preprocessing,
+        batch_size: int,
+        workers: int = 0,
+        device: torch.device | None = None,
+    ):
+        self.images = _Decoded(split, score_transform(preprocessing))
+        self.batches = [
+            list(range(len(split))[at : at + batch_size]) for at in range(0, len(split), batch_size)
+        ]
+        self.workers, self.device = workers, device
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images (float32 [B, C, H, W]) and targets (int64 [B]). Raises UnreadableImage."""
+        return _load(self.images, self.batches, self.workers, self.device)
+
+
+def hold_out(split: Split, share: float, seed: int, cap: int = 1000) -> tuple[Split, Split]:
+    """(the images to train on, a random `share` of them, `cap` at most, that training must not see)."""
+    count = min(cap, math.ceil(share * len(split)))
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed)).tolist()
+    return split.subset(sorted(order[count:])), split.subset(sorted(order[:count]))
+
+
+class _Decoded(Dataset):
+    """A split whose items are whole batches: indices -> (images, targets)."""
+
+    def __init__(self, split: Split, transform: Transform, seeds: Sequence[int] | None = None):
+        self.split, self.transform, self.seeds = split, transform, seeds
+
+    def __getitem__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor] | UnreadableImage:
+        """An unreadable image is returned: raised in a worker it would arrive as a traceback in a string."""
+        try:
+            with _private_randomness():
+                pixels = torch.stack([self._pixels(index) for index in indices])
+                images = self.transform.batch(pixels)
+        except UnreadableImage as error:
+            return error
+        return images, torch.tensor([self.split.targets[index] for index in indices])
+
+    def _pixels(self, index: int) -> Tensor:
+        image = self.split.read(index)
+        if self.seeds is not None:
+            seed = self.seeds[index]
+            # timm and torchvision draw from all three. torch.manual_seed also visits every accelerator: slow.
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.default_generator.manual_seed(seed)
+        return self.transform.image(image)
+
+
+@contextlib.contextmanager
+def _private_randomness() -> Iterator[None]:
+    """Seeding inside leaves the generators (dropout's, say) where they were, as it does with workers."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+def _load(
+    images: _Decoded, batches: list[list[int]], workers: int, device: torch.device | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    loader = DataLoader(
+        images,
+        sampler=batches,
+        batch_size=None,  # an item is a batch already
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        worker_init_fn=_leave_ctrl_c_to_the_main_process,
+        pin_memory=device is not None and device.type == "cuda",
+        generator=torch.Generator(),  # else each epoch would draw from the global one
+        # Forked workers share the decoded images; elsewhere than on Linux forking is not safe.
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+    )
+    for batch in loader:
+        if isinstance(batch, UnreadableImage):
+            raise batch
+        yield tuple(batch)
+
+
+def _leave_ctrl_c_to_the_main_process(_: int) -> None:
+    """A terminal sends Ctrl-C to every process; the main one still needs its workers for its step."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _as_it_is(batch: object) -> object:
+    return batch

@@ -1,0 +1,63 @@
+"""From what the user named to an opened dataset. Nothing heavy is imported until images are needed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from binarize_cli.console import say
+from binarize_cli.data.digits import open_digits
+from binarize_cli.data.folder import open_folder
+from binarize_cli.data.images import Source, Split, UnreadableImage
+from binarize_cli.data.library import PREFIXES, open_library
+from binarize_cli.errors import InputError, closest
+
+__all__ = ["DATASETS", "Source", "Split", "UnreadableImage", "known_datasets", "open_source"]
+
+# A dataset is added here and nowhere else: its name, and what opens it given (data_dir, need_train).
+DATASETS: dict[str, Callable[[Path | None, bool], Source]] = {
+    "digits": open_digits,
+    "cifar10": partial(open_library, "torch/cifar10", name="cifar10", native_size=32),
+    "cifar100": partial(open_library, "torch/cifar100", name="cifar100", native_size=32),
+}
+
+
+def known_datasets() -> list[str]:
+    """The names that --dataset takes beside timm's prefixed ones."""
+    return list(DATASETS)
+
+
+def open_source(
+    dataset: str | None = None, data_dir: Path | str | None = None, need_train: bool = True
+) -> Source:
+    """The dataset of that name, or the one in a folder or tar file; with neither, $BNNPP_DATA, else `digits`.
+
+    Without `need_train`, a validation split alone is enough, and `train` may be empty.
+    Raises InputError for an unknown name, a failed download, or a folder that is not laid out as expected.
+    """
+    data_dir = Path(data_dir) if data_dir else None
+    if dataset is None and data_dir is None:
+        dataset, data_dir = _default()
+    if dataset is None:
+        return open_folder(data_dir, need_train)
+    if dataset in DATASETS:
+        return DATASETS[dataset](data_dir, need_train)
+    if dataset.startswith(PREFIXES):
+        return open_library(dataset, data_dir, need_train)
+    if Path(dataset).exists():
+        raise InputError("is a path, not a dataset's name", where=dataset, hint=f"Use --data-dir {dataset}.")
+    listing = (
+        f"Known: {', '.join(DATASETS)}; timm's names with {', '.join(PREFIXES)}; a folder by --data-dir."
+    )
+    raise InputError(f"no dataset is named '{dataset}'", hint=closest(dataset, DATASETS, listing))
+
+
+def _default() -> tuple[str | None, Path | None]:
+    folder = os.environ.get("BNNPP_DATA")
+    if folder:
+        say(f"no dataset was named: using $BNNPP_DATA, {folder}")
+        return None, Path(folder)
+    say("no dataset was named, and $BNNPP_DATA is not set: using the embedded 'digits'")
+    return "digits", None

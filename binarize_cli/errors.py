@@ -1,0 +1,53 @@
+"""What can go wrong, one class an exit code. `cli.main` alone turns them into messages and codes."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class BnnppError(Exception):
+    """A failure the user can act on: *what* is wrong, *where*, and what to *try* next."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str | None = None, hint: str | None = None):
+        self.what, self.where, self.hint = what, where, hint
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        place = f"{self.where}: " if self.where else ""
+        advice = f"\n  {self.hint}" if self.hint else ""
+        return f"{place}{self.what}{advice}"
+
+
+class InputError(BnnppError):
+    """The user's input is wrong: usage, recipe, file, dataset or model name. Nothing has been written."""
+
+    exit_code = 2
+
+
+class Diverged(BnnppError):
+    """Training left the numbers: the message names the step and the layer; the last good state is kept."""
+
+    exit_code = 3
+
+
+class Interrupted(BnnppError):
+    """Ctrl-C, after the state was saved."""
+
+    exit_code = 130
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str | None = None) -> str | None:
+    """A hint such as "Did you mean 'bnn++' or 'bnn+'?", or `otherwise` if nothing known is near `name`."""
+    near = difflib.get_close_matches(name.lower(), list(known), n=3, cutoff=0.6)
+    if not near:
+        return otherwise
+    return "Did you mean " + " or ".join(repr(match) for match in near) + "?"
+
+
+def closest(name: str, known: Iterable[str], listing: str) -> str:
+    """The hint for an unknown name: near misses if there are any, and always where the whole list is."""
+    guess = did_you_mean(name, known)
+    return f"{guess} {listing}" if guess else listing

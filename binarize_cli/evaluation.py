@@ -1,0 +1,87 @@
+"""Model + loader -> measurements. The one place where accuracy is counted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a network scored on a set of images."""
+
+    top1: float
+    """Per cent, as top5."""
+    top5: float
+    loss: float
+    """Mean cross-entropy, nats."""
+    images: int
+    seconds: float
+    confusion: list[list[int]]
+    """[true class][predicted class], counts."""
+
+    @property
+    def images_per_second(self) -> float:
+        return self.images / self.seconds if self.seconds else 0.0
+
+    def to_json(self, speed: bool = True) -> dict:
+        """Without the confusion, and, for a file that must come out the same twice, without the speed."""
+        facts = {"top1": self.top1, "top5": self.top5, "loss": self.loss, "images": self.images}
+        return facts | ({"images_per_second": round(self.images_per_second, 1)} if speed else {})
+
+
+@torch.no_grad()
+def measure(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Measurement:
+    """Score a network, in eval mode, in float32: every image of the batches once.
+
+    The network's own training flag is restored. top5 is over at most as many classes as there are.
+    """
+    started = time.perf_counter()
+    training = net.training
+    net.eval()
+    loss = images = first = among = 0
+    confusion: Tensor | None = None
+    for inputs, targets in batches:
+        inputs, targets = inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+        logits = net(inputs).float()
+        classes = logits.shape[1]
+        if confusion is None:
+            confusion = torch.zeros(classes, classes, dtype=torch.long, device=device)
+        ranked = logits.topk(min(5, classes), dim=1).indices  # [N, 5]
+        hits = ranked == targets[:, None]
+        loss += F.cross_entropy(logits, targets, reduction="sum").double()
+        first += hits[:, 0].sum()
+        among += hits.sum()
+        images += len(targets)
+        confusion += torch.bincount(targets * classes + ranked[:, 0], minlength=classes**2).view(
+            classes, classes
+        )
+    net.train(training)
+    return Measurement(
+        top1=round(100 * int(first) / images, 4),
+        top5=round(100 * int(among) / images, 4),
+        loss=round(float(loss) / images, 6),
+        images=images,
+        seconds=time.perf_counter() - started,
+        confusion=confusion.tolist(),
+    )
+
+
+def worst_confusions(measurement: Measurement, classes: Sequence[str], most: int = 5) -> list[dict]:
+    """The classes with the lowest accuracy: name, accuracy in per cent, and what they are taken for."""
+    rows = []
+    for index, counts in enumerate(measurement.confusion):
+        total = sum(counts)
+        if not total or counts[index] == total:
+            continue
+        wrong = sorted(
+            ((n, i) for i, n in enumerate(counts) if n and i != index), key=lambda pair: (-pair[0], pair[1])
+        )
+        taken = [{"for": classes[i], "images": n} for n, i in wrong[:3]]
+        rows.append({"class": classes[index], "top1": round(100 * counts[index] / total, 2), "taken": taken})
+    return sorted(rows, key=lambda row: row["top1"])[:most]

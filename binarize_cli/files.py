@@ -1,0 +1,145 @@
+"""Writing that is whole or not at all, and the run folder."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from binarize_cli.errors import InputError
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of `path` when the block ends well: temporary file, fsync, rename.
+
+    A reader sees the old content or the new, never a part. Raises InputError when the disk is full or the
+    place cannot be written; what was there before is kept.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(
+            f"cannot be written: {error.strerror or error}", where=str(path), hint=_advice(error)
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _advice(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "What was written before is kept: free some space, and run again with --resume."
+    return "Choose another place with --output."
+
+
+def write_text(path: Path, text: str) -> None:
+    with atomic(path) as file:
+        file.write(text.encode())
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """`runs/<model>-<method>-<task>[-n]/`: what a run leaves, and what it resumes from."""
+
+    path: Path
+
+    @property
+    def packed(self) -> Path:
+        return self.path / "model.safetensors"
+
+    @property
+    def report(self) -> Path:
+        """Written last, so that its being there means that the run finished."""
+        return self.path / "report.json"
+
+    @property
+    def page(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.csv"
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def identity(self) -> Path:
+        """What the run was started with, to compare when it is resumed."""
+        return self.path / "state" / "identity.json"
+
+    def state(self, stage: str) -> Path:
+        return self.path / "state" / stage
+
+    @property
+    def finished(self) -> bool:
+        return self.report.exists()
+
+    @property
+    def started(self) -> bool:
+        return self.identity.exists()
+
+    def clear(self) -> None:
+        """Take away what an earlier run left to resume from, and its mark of being finished."""
+        self.report.unlink(missing_ok=True)
+        shutil.rmtree(self.path / "state", ignore_errors=True)
+
+
+def choose_run(name: str, output: Path | None, resume: bool, overwrite: bool) -> RunFolder:
+    """The folder to write to; nothing is created yet.
+
+    With `output` that folder, else `runs/<name>`, then `-2`, `-3` ...: with `resume` the newest unfinished
+    one of these, otherwise the first that is free. Raises InputError where `output` holds a finished run
+    (without `overwrite`) or where there is nothing to resume.
+    """
+    if output is not None:
+        return _explicit(RunFolder(output), resume, overwrite)
+    numbered = [RunFolder(Path("runs") / name)]
+    while numbered[-1].path.exists():
+        numbered.append(RunFolder(Path("runs") / f"{name}-{len(numbered) + 1}"))
+    if not resume:
+        return numbered[-1]
+    open_runs = [run for run in numbered if run.started and not run.finished]
+    if not open_runs:
+        hint = "Leave --resume out to start one, or name a folder with --output."
+        raise InputError(f"no unfinished run runs/{name}* to resume", where="--resume", hint=hint)
+    return open_runs[-1]
+
+
+def _explicit(run: RunFolder, resume: bool, overwrite: bool) -> RunFolder:
+    where = str(run.path)
+    if run.path.exists() and not run.path.is_dir():
+        raise InputError("is a file, not a folder", where=where, hint="Give --output a folder.")
+    if run.finished and not overwrite:
+        hint = "Choose another --output, or say --overwrite."
+        raise InputError("holds a finished run", where=where, hint=hint)
+    if resume and not run.started:
+        raise InputError("holds no run to resume", where=where, hint="Leave --resume out to start one.")
+    if run.started and not run.finished and not resume and not overwrite:
+        hint = "Say --resume to continue it, --overwrite to start again, or choose another --output."
+        raise InputError("holds an unfinished run", where=where, hint=hint)
+    return run
+
+
+def check_space(path: Path, needed: int) -> None:
+    """Raises InputError where fewer than `needed` bytes are free at `path` (which need not exist yet)."""
+    place = path.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        hint = "Free some space, or choose another place with --output."
+        what = f"not enough disk space: {needed / 2**20:.0f} MiB needed, {free / 2**20:.0f} MiB free"
+        raise InputError(what, where=str(path), hint=hint)

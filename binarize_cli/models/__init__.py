@@ -1,0 +1,13 @@
+"""Model name -> float model, its preprocessing, its classes.
+
+    names    what the user typed -> which model of which library; reads source text, imports nothing heavy
+    hub      where pretrained weights lie: the cache, or a hub that answers; light too, so it fails early
+    build    architecture with random weights, all that a packed file needs to be rebuilt
+    weights  a file of weights -> a state dict that fits, or one message that lists every fault
+    load     the float model: network, preprocessing, labels, and where its weights came from
+    heads    the classifier layers of any network, and their rows
+    classes  the dataset's classes against the model's labels
+    cifar_resnet, digits    our own models, registered with timm
+
+Import the modules themselves: this package imports none of them, so that `names` and `hub` stay light.
+"""

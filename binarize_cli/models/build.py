@@ -1,0 +1,44 @@
+"""Architecture only: what a packed file needs so that its network can be rebuilt, on any machine, offline."""
+
+from __future__ import annotations
+
+import timm
+import torchvision
+from torch import nn
+
+import binarize_cli.models.cifar_resnet
+import binarize_cli.models.digits  # noqa: F401 - both register their models with timm
+from binarize_cli.errors import InputError
+
+
+def build(source: str, name: str, num_classes: int, **kwargs) -> nn.Module:
+    """The network `name` of `source` ("timm" or "torchvision") with random weights, in training mode.
+
+    `kwargs` are the builder's own (`img_size` of timm, `image_size` of torchvision's transformers). Nothing
+    is downloaded. Raises InputError where the installed library has no such model or the model does not take
+    such a keyword or value.
+    """
+    check_installed(source, name)
+    try:
+        if source == "torchvision":
+            return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **kwargs)
+        return timm.create_model(name, pretrained=False, num_classes=num_classes, **kwargs)
+    except (TypeError, ValueError, AssertionError) as error:
+        given = ", ".join(f"{key}={value}" for key, value in kwargs.items())
+        raise InputError(f"cannot be built with {given or 'its defaults'}: {error}", where=name) from error
+
+
+def check_installed(source: str, name: str) -> None:
+    """Raises InputError where the installed library has no model, or no pretrained tag, `name`."""
+    library = {"timm": timm, "torchvision": torchvision}.get(source)
+    if library is None:
+        raise InputError(f"no model library {source!r}", where=name, hint="There are timm and torchvision.")
+    known = timm.is_model(name) if source == "timm" else name in torchvision.models.list_models()
+    if not known:
+        hint = "Another version of the library may have it."
+        raise InputError(f"{source} {library.__version__} has no such model", where=name, hint=hint)
+    if source == "timm":
+        try:
+            timm.models.get_pretrained_cfg(name)
+        except RuntimeError as error:
+            raise InputError(f"timm {timm.__version__}: {error}", where=name) from error

@@ -1,0 +1,235 @@
+"""The float model: network, preprocessing, labels, and where its weights came from."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torchvision
+from safetensors import SafetensorError
+from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
+from torch import nn
+
+from binarize_cli.console import warn
+from binarize_cli.errors import InputError
+from binarize_cli.models import hub
+from binarize_cli.models.build import build, check_installed
+from binarize_cli.models.digits import embedded_weights
+from binarize_cli.models.heads import fresh_rows, head_names
+from binarize_cli.models.names import ModelName
+from binarize_cli.models.weights import adapt_keys, fit_weights, read_weights
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """From an image to the network's input: resize to size / crop_pct, crop, scale to [0, 1], normalise."""
+
+    input_size: tuple[int, int, int]  # channels, height, width
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_pct: float
+    crop_mode: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> Preprocessing:
+        sequences = {key: tuple(document[key]) for key in ("input_size", "mean", "std")}
+        return cls(**(document | sequences))
+
+
+@dataclass
+class FloatModel:
+    """A classifier as its library knows it; `build(source, name, num_classes, **kwargs)` gives its twin."""
+
+    net: nn.Module  # float32, in evaluation mode, on the CPU
+    source: str  # "timm" or "torchvision"
+    name: str
+    num_classes: int
+    kwargs: dict[str, Any]  # what `build` needs besides
+    preprocessing: Preprocessing
+    classes: tuple[str, ...] | None  # labels of the head's rows; None if unknown
+    pretrained: bool
+    weights: str  # where they came from, as a phrase
+    weights_sha256: str | None  # of the file they were read from; None for random weights
+
+
+def load(
+    name: ModelName,
+    *,
+    weights: Path | None = None,
+    pretrained: bool = True,
+    num_classes: int | None = None,
+    img_size: int | None = None,
+) -> FloatModel:
+    """The model `name` with the weights of a file, of its library (`pretrained`), or random ones.
+
+    Their head says how many classes there are; where `num_classes` says otherwise, it gets an untrained one.
+    Random weights never stand in for a download that failed. Raises InputError for all that can be wrong
+    with name, file, hub and sizes.
+    """
+    check_installed(name.source, name.name)
+    own_classes, labels = _own_labels(name)
+    rows = own_classes or num_classes
+    if not rows:
+        hint = "--num-classes N gives it an untrained one."
+        raise InputError("not a classifier: its pretrained weights have no head", where=name.name, hint=hint)
+    kwargs = _size_kwargs(name, img_size)
+
+    if weights is not None:
+        net, file, origin = _from_file(name, weights, rows, kwargs), weights, f"file {weights.name}"
+    elif not pretrained:
+        net, file, origin = build(name.source, name.name, rows, **kwargs), None, "random"
+    elif name.own:
+        file = _embedded(name)
+        net, origin = _from_file(name, file, rows, kwargs), "embedded in bnnpp"
+    elif name.source == "torchvision":
+        net, file, origin = _from_torchvision(name, kwargs)
+    else:
+        net, file, origin = _from_timm(name, rows, kwargs)
+
+    rows = _set_head(net, name, num_classes)
+    return FloatModel(
+        net=net.float().eval(),
+        source=name.source,
+        name=name.name,
+        num_classes=rows,
+        kwargs=kwargs,
+        preprocessing=_preprocessing(name, net, img_size),
+        classes=labels if labels and len(labels) == rows else None,
+        pretrained=file is not None,
+        weights=origin,
+        weights_sha256=_sha256(file) if file else None,
+    )
+
+
+def _own_labels(name: ModelName) -> tuple[int, tuple[str, ...] | None]:
+    """How many classes the model's own weights have (0 for a backbone), and their labels if known."""
+    if name.source == "torchvision":
+        return 1000, tuple(ImageNetInfo().label_names())
+    config = timm.models.get_pretrained_cfg(name.name)
+    if config is None or not config.num_classes:
+        return 0, None
+    if config.label_names:
+        return config.num_classes, tuple(config.label_names)
+    subset = infer_imagenet_subset({"num_classes": config.num_classes})
+    return config.num_classes, tuple(ImageNetInfo(subset).label_names()) if subset else None
+
+
+def _size_kwargs(name: ModelName, img_size: int | None) -> dict[str, Any]:
+    """The keyword by which the builder learns of the image size; a network that takes any size needs none."""
+    if img_size is None:
+        return {}
+    if name.source == "torchvision":
+        return {"image_size": img_size} if name.name.startswith("vit_") else {}
+    config = timm.models.get_pretrained_cfg(name.name)
+    return {"img_size": img_size} if config and config.fixed_input_size else {}
+
+
+def _embedded(name: ModelName) -> Path:
+    path = embedded_weights(name.name)
+    if path.is_file():
+        return path
+    raise InputError(
+        "this package holds no pretrained weights for it",
+        where=name.name,
+        hint="Give them with --weights FILE, or start from random weights with --no-pretrained.",
+    )
+
+
+def _from_file(name: ModelName, path: Path, rows: int, kwargs: dict[str, Any]) -> nn.Module:
+    """The network with the weights in `path`, and with as many classes as the file's head has rows."""
+    net = build(name.source, name.name, rows, **kwargs)
+    state = adapt_keys(read_weights(path), net)
+    counts = {len(state[key]) for head in head_names(net) if (key := f"{head}.weight") in state}
+    if len(counts) == 1 and counts != {rows}:
+        fresh_rows(net, counts.pop())
+    fit_weights(net, state, where=f"{path} for {name.name}")
+    return net
+
+
+def _from_timm(name: ModelName, rows: int, kwargs: dict[str, Any]) -> tuple[nn.Module, Path, str]:
+    """The network with timm's own weights, the file they lie in, and where that came from."""
+    config = timm.models.get_pretrained_cfg(name.name)
+    if config.hf_hub_id:
+        file, origin = hub.fetch_from_hf(name.name, config.hf_hub_id), f"Hugging Face {config.hf_hub_id}"
+    elif config.url:
+        file, origin = hub.fetch_url(name.name, config.url), config.url
+    else:
+        hint = "Give them with --weights FILE, or start from random weights with --no-pretrained."
+        raise InputError("timm has no pretrained weights for it", where=name.name, hint=hint)
+    # Given the file, timm asks no network, and still adapts old spellings of its own weights.
+    source = {"file": str(file), "custom_load": False}
+    with _faults_of(file, name):
+        net = timm.create_model(
+            name.name, pretrained=True, pretrained_cfg_overlay=source, num_classes=rows, **kwargs
+        )
+    return net, file, origin
+
+
+def _from_torchvision(name: ModelName, kwargs: dict[str, Any]) -> tuple[nn.Module, Path, str]:
+    default = torchvision.models.get_model_weights(name.name).DEFAULT
+    file = hub.fetch_url(name.name, default.url)
+    with _faults_of(file, name):  # it lies where torchvision looks first
+        net = torchvision.models.get_model(name.name, weights=default, **kwargs)
+    return net, file, f"torchvision {default}"
+
+
+@contextmanager
+def _faults_of(file: Path, name: ModelName) -> Iterator[None]:
+    """Where the library chokes on a file of the cache, say which file that is."""
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError, OSError, pickle.UnpicklingError, SafetensorError) as error:
+        hint = "If a download was cut short, delete that file and run again."
+        raise InputError(f"cannot be loaded into {name.name}: {error}", where=str(file), hint=hint) from error
+
+
+def _set_head(net: nn.Module, name: ModelName, num_classes: int | None) -> int:
+    """How many rows the head has, after giving it `num_classes` untrained ones where they differ."""
+    heads = head_names(net)
+    if not heads:
+        raise InputError("not a classifier: it has no head", where=name.name)
+    rows = len(net.get_submodule(heads[0]).weight)
+    if num_classes in (None, rows):
+        return rows
+    warn(f"the head of {name.name} has {rows} classes: --num-classes {num_classes} starts an untrained one")
+    fresh_rows(net, num_classes)
+    return num_classes
+
+
+def _preprocessing(name: ModelName, net: nn.Module, img_size: int | None) -> Preprocessing:
+    if name.source == "torchvision":
+        found = _torchvision_preprocessing(name.name)
+    else:
+        config = resolve_model_data_config(net)
+        found = Preprocessing(**{key: config[key] for key in Preprocessing.__dataclass_fields__})
+    if img_size is None:
+        return found
+    return replace(found, input_size=(found.input_size[0], img_size, img_size))
+
+
+def _torchvision_preprocessing(name: str) -> Preprocessing:
+    preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    size = preset.crop_size[0]
+    return Preprocessing(
+        input_size=(3, size, size),
+        interpolation=preset.interpolation.value,
+        mean=tuple(preset.mean),
+        std=tuple(preset.std),
+        crop_pct=size / preset.resize_size[0],
+        crop_mode="center",
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

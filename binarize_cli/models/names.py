@@ -1,0 +1,158 @@
+"""What the user typed -> which model of which library.
+
+The known names are read from the source text of timm and torchvision. Importing the libraries would
+take seconds, and a misspelt name should be answered at once.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from binarize_cli.errors import InputError, closest
+
+# Our own models, which `cifar_resnet` and `digits` register with timm.
+OWN = (
+    "resnet20_cifar",
+    "resnet32_cifar",
+    "resnet44_cifar",
+    "resnet56_cifar",
+    "digits_vit",
+    "digits_resnet",
+)
+
+ALIASES = {
+    "deit_tiny": "deit_tiny_patch16_224",
+    "deit_small": "deit_small_patch16_224",
+    "deit_base": "deit_base_patch16_224",
+    "deit3_small": "deit3_small_patch16_224",
+    "deit3_base": "deit3_base_patch16_224",
+    "vit_tiny": "vit_tiny_patch16_224",
+    "vit_small": "vit_small_patch16_224",
+    "vit_base": "vit_base_patch16_224",
+    "vit_large": "vit_large_patch16_224",
+    "beit_base": "beit_base_patch16_224",
+    "swin_tiny": "swin_tiny_patch4_window7_224",
+    "swin_small": "swin_small_patch4_window7_224",
+    "swin_base": "swin_base_patch4_window7_224",
+    "mixer_base": "mixer_b16_224",
+    "mobilenetv2": "mobilenetv2_100",
+    "mobilenetv3_small": "mobilenetv3_small_100",
+    "mobilenetv3_large": "mobilenetv3_large_100",
+    **{f"cifar_resnet{depth}": f"resnet{depth}_cifar" for depth in (20, 32, 44, 56)},
+    **{f"resnet{depth}": f"resnet{depth}_cifar" for depth in (20, 32, 44, 56)},
+}
+
+# torchvision's networks whose weights hold classifiers that only training calls.
+AUXILIARY = ("googlenet", "inception_v3")
+
+_LISTING = "Any classification model of timm, torchvision/NAME, or one of ours: " + ", ".join(OWN) + "."
+
+
+@dataclass(frozen=True)
+class ModelName:
+    """A model that exists: the library that builds it and its exact name there."""
+
+    source: str  # "timm" (our own models too: they are registered with it) or "torchvision"
+    name: str  # with timm's tag where one was given: "vit_base_patch16_224.augreg_in21k"
+    typed: str  # as the user spelt it
+
+    @property
+    def short(self) -> str:
+        """What the user typed, fit for a folder name."""
+        return self.typed.replace("/", "-")
+
+    @property
+    def own(self) -> bool:
+        """Whether it is one of this package's models, which no hub holds."""
+        return self.name in OWN
+
+
+def resolve(text: str) -> ModelName:
+    """The model that `text` names: an exact timm name or tag, an alias, `torchvision/NAME`, or one of ours.
+
+    A name that timm has renamed resolves to the current one. Raises InputError, with the nearest known
+    names, for a model or a tag that does not exist.
+    """
+    library, _, rest = text.rpartition("/")
+    if library == "torchvision":
+        return _resolve_torchvision(rest, typed=text)
+    if library not in ("", "timm"):
+        raise InputError(f"no model library {library!r}", where=text, hint=_LISTING)
+
+    architecture, _, tag = rest.partition(".")
+    architecture = ALIASES.get(architecture, architecture)
+    if renamed := timm_renamed().get(architecture):
+        architecture, _, current_tag = renamed.partition(".")
+        tag = tag or current_tag
+    if architecture not in OWN and architecture not in timm_names():
+        known = [*OWN, *ALIASES, *sorted(timm_names())]
+        raise InputError(f"no model {architecture!r}", hint=closest(architecture, known, _LISTING))
+    if tag:
+        _check_tag(architecture, tag)
+    return ModelName("timm", f"{architecture}.{tag}" if tag else architecture, typed=text)
+
+
+def _resolve_torchvision(name: str, typed: str) -> ModelName:
+    if name not in torchvision_names():
+        known = [f"torchvision/{each}" for each in sorted(torchvision_names())]
+        listing = "torchvision/NAME takes the classification models of torchvision."
+        raise InputError(f"no model {typed!r}", hint=closest(typed, known, listing))
+    if name in AUXILIARY:
+        hint = "timm's models have none: try inception_v3 without torchvision/."
+        raise InputError("its auxiliary classifiers cannot be binarized", where=typed, hint=hint)
+    return ModelName("torchvision", name, typed=typed)
+
+
+def _check_tag(architecture: str, tag: str) -> None:
+    known = timm_tags().get(architecture, [])
+    # A few of timm's architectures make up their tags in code; only timm itself can judge those, in `build`.
+    made_up_in_code = not known and architecture not in OWN
+    if tag not in known and not made_up_in_code:
+        listing = f"Tags of {architecture}: {', '.join(known)}." if known else f"{architecture} has no tags."
+        raise InputError(f"no pretrained tag {tag!r} of {architecture}", hint=closest(tag, known, listing))
+
+
+@cache
+def timm_names() -> frozenset[str]:
+    """The architectures of the installed timm: what timm.list_models() says."""
+    return frozenset(re.findall(r"@register_model\s+def (\w+)", _source("timm")))
+
+
+@cache
+def timm_tags() -> dict[str, list[str]]:
+    """Architecture -> its pretrained tags, in timm's order; those that timm makes up in code are missing."""
+    entries = re.findall(
+        r"""^\s+['"](\w+)\.([\w.\-]+)\*?['"]\s*:\s*(?:\w*cfg\w*\(|\{|dict\()""", _source("timm"), re.M
+    )
+    tags: dict[str, list[str]] = {}
+    for architecture, tag in entries:
+        if architecture in timm_names():
+            tags.setdefault(architecture, []).append(tag)
+    return tags
+
+
+@cache
+def timm_renamed() -> dict[str, str]:
+    """Deprecated name -> the name, often with a tag, that timm maps it to."""
+    tables = re.findall(
+        r"register_model_deprecations\(__name__, \{(.*?)\n\s*\}\)", _source("timm"), re.DOTALL
+    )
+    return dict(re.findall(r"""['"](\w+)['"]\s*:\s*['"]([\w.\-]+)['"]""", "\n".join(tables)))
+
+
+@cache
+def torchvision_names() -> frozenset[str]:
+    """The classification models of the installed torchvision: list_models(torchvision.models)."""
+    decorated = r"@register_model\([^)]*\)\s+(?:@.*(?:\n .*|\n\))*\n)*def (\w+)"
+    return frozenset(re.findall(decorated, _source("torchvision")))
+
+
+@cache
+def _source(package: str) -> str:
+    """The text of all modules in `package`/models; finding a top-level package does not import it."""
+    folder = Path(importlib.util.find_spec(package).submodule_search_locations[0]) / "models"
+    return "\n".join(module.read_text(encoding="utf-8") for module in sorted(folder.glob("*.py")))

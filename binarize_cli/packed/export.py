@@ -1,0 +1,28 @@
+"""Hard network -> tensors of the packed file."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from binarize_cli.binarize.convert import binary_weights
+from binarize_cli.packed.bits import pack
+from binarize_cli.packed.format import BITS, SCALE
+
+
+def packed_tensors(net: nn.Module) -> dict[str, np.ndarray]:
+    """The tensors of a network that went through `harden`: bits and scales, and all else by its own name."""
+    tensors: dict[str, np.ndarray] = {}
+    for name, weight in binary_weights(net):
+        tensors[name + BITS] = pack(weight.signs.cpu().numpy())
+        tensors[name + SCALE] = narrowest(weight.scale)
+    return tensors | {name: narrowest(tensor) for name, tensor in net.state_dict().items()}
+
+
+def narrowest(tensor: torch.Tensor) -> np.ndarray:
+    """float16 where that is the same numbers (rounding was `harden`'s work), else as it is."""
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.is_floating_point() and torch.equal(tensor.half().float(), tensor.float()):
+        tensor = tensor.half()
+    return tensor.numpy()

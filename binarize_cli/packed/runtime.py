@@ -1,0 +1,63 @@
+"""The network of a packed file, rebuilt from the file alone: no model flag, no network access, no recipe."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from binarize_cli.binarize.attention import split_attention
+from binarize_cli.binarize.convert import replace_layers
+from binarize_cli.errors import InputError
+from binarize_cli.models.build import build
+from binarize_cli.packed.bits import unpack
+from binarize_cli.packed.format import BITS, SCALE, PackedFile
+
+
+class PackedWeight(nn.Module):
+    """Holds the bits; unpacks them to +-alpha in float32 when first called, and keeps that for later."""
+
+    def __init__(self, bits: Tensor, scale: Tensor, shape: tuple[int, ...]):
+        super().__init__()
+        # Not in the state dict: that holds what the file stores under the library's own names.
+        self.register_buffer("bits", bits, persistent=False)  # uint8 [out, ceil(K / 8)]
+        self.register_buffer("scale", scale, persistent=False)  # [out]
+        self.shape = shape
+        self._dense: Tensor | None = None
+
+    def forward(self) -> Tensor:  # [out, ...]
+        if self._dense is None or self._dense.device != self.scale.device:
+            signs = torch.from_numpy(unpack(self.bits.cpu().numpy(), self.shape)).to(self.scale.device)
+            dense = signs * self.scale.view(-1, *[1] * (len(self.shape) - 1))
+            # The layout of all other convolutions: with another one the last bit of a sum may differ.
+            layout = torch.channels_last if dense.dim() == 4 else torch.contiguous_format
+            self._dense = dense.contiguous(memory_format=layout)
+        return self._dense
+
+
+def rebuild(file: PackedFile) -> nn.Module:
+    """The network, in eval mode, float32 on the CPU. Raises InputError where file and model disagree."""
+    model = file.document["model"]
+    net = build(model["source"], model["name"], model["num_classes"], **model["kwargs"])
+    net = split_attention(net)
+    tensors = {name: torch.from_numpy(array) for name, array in file.tensors.items()}
+    names = [name.removesuffix(BITS) for name in tensors if name.endswith(BITS)]
+    rest = {name: tensor for name, tensor in tensors.items() if not name.endswith((BITS, SCALE))}
+    try:
+        replace_layers(net, names, lambda name, layer: _packed_weight(name, layer, tensors))
+        net.load_state_dict(rest)  # copies float16 into float32
+    except (AttributeError, KeyError, ValueError, RuntimeError) as error:
+        hint = "The file is damaged, or the model has changed in this version of its library."
+        what = f"does not fit the model {model['name']}: {error}"
+        raise InputError(what, where=str(file.path), hint=hint) from None
+    return net.eval()
+
+
+def _packed_weight(name: str, layer: nn.Module, tensors: dict[str, Tensor]) -> PackedWeight:
+    shape = tuple(layer.weight.shape)
+    bits, scale = tensors[name + BITS], tensors[name + SCALE]
+    expected = (shape[0], math.ceil(math.prod(shape[1:]) / 8))
+    if bits.shape != expected or scale.shape != shape[:1]:
+        raise ValueError(f"{name} has bits {tuple(bits.shape)}, not {expected}")
+    return PackedWeight(bits, scale.float(), shape)

@@ -1,0 +1,330 @@
+"""The whole story of `bnnpp binarize`: `run` reads from top to bottom."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from binarize_cli.binarize.attention import split_attention
+from binarize_cli.binarize.convert import binarize, harden
+from binarize_cli.binarize.quantizer import WeightQuantizer
+from binarize_cli.binarize.select import Layer, all_float, called_layers, select
+from binarize_cli.console import say, show
+from binarize_cli.data.decode import decode
+from binarize_cli.data.loaders import Batches, ScoreBatches, hold_out, resolve_augment, train_transform
+from binarize_cli.data.sources import Source, open_source
+from binarize_cli.errors import InputError
+from binarize_cli.evaluation import Measurement, measure
+from binarize_cli.files import RunFolder, check_space, choose_run, write_text
+from binarize_cli.models.classes import adapt_head
+from binarize_cli.models.heads import head_names
+from binarize_cli.models.load import FloatModel, load
+from binarize_cli.models.names import ModelName
+from binarize_cli.packed.agreement import Agreement, compare
+from binarize_cli.packed.contents import contents
+from binarize_cli.packed.document import packed_document, provenance
+from binarize_cli.packed.export import packed_tensors
+from binarize_cli.packed.format import PackedFile, read, write
+from binarize_cli.packed.runtime import rebuild
+from binarize_cli.quantizers.methods import Method, find_method
+from binarize_cli.recipe import Recipe, Train
+from binarize_cli.report.document import report_document
+from binarize_cli.report.html import render
+from binarize_cli.report.tables import accuracy_table, layers_table
+from binarize_cli.training.batchnorm import Reestimation, has_batchnorm, reestimate_if_better
+from binarize_cli.training.log import EpochRow, as_csv
+from binarize_cli.training.loop import Trainer
+from binarize_cli.training.objective import Objective
+from binarize_cli.training.optimizer import check_optimizer
+from binarize_cli.training.precision import find_device, place
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the command line asks for."""
+
+    command: str
+    model: ModelName
+    recipe: Recipe
+    dataset: str | None = None
+    data_dir: Path | None = None
+    weights: Path | None = None
+    pretrained: bool = True
+    num_classes: int | None = None
+    img_size: int | None = None
+    output: Path | None = None
+    device: str = "auto"
+    workers: int | None = None
+    cache_gb: float = 4.0
+    resume: bool = False
+    overwrite: bool = False
+    skip_unreadable: bool = False
+
+
+@dataclass
+class Run:
+    """A run under way. `net` is the model's network in its present form: float, then latent, then hard."""
+
+    job: Job
+    recipe: Recipe
+    method: Method
+    folder: RunFolder
+    source: Source
+    model: FloatModel
+    head: str
+    """What became of the classifier head: kept, subset or replaced."""
+    table: list[Layer]
+    device: torch.device
+    train: Batches
+    val: ScoreBatches
+    held_out: ScoreBatches | None
+    """Training images that training does not see, to judge re-estimated BatchNorm statistics by."""
+    net: nn.Module
+    quantizer: WeightQuantizer | None = None
+    teacher: nn.Module | None = None
+    rows: list[EpochRow] = field(default_factory=list)
+    accuracy: dict[str, Measurement | None] = field(default_factory=dict)
+    batchnorm: Reestimation | None = None
+    started: float = field(default_factory=time.perf_counter)
+
+    def score(self, net: nn.Module) -> Measurement:
+        """On the validation images."""
+        return measure(net, self.val, self.device)
+
+    def steps(self) -> int:
+        """Optimizer steps, over all stages."""
+        return len(self.train) * sum(row.epoch > 0 for row in self.rows)
+
+    def score_held_out(self, net: nn.Module) -> Measurement:
+        return measure(net, self.held_out, self.device)
+
+
+def run(job: Job) -> tuple[RunFolder, dict]:
+    """Binarize, fine-tune, pack, and score the packed file. Returns the run folder and the report's document.
+
+    Raises InputError before anything is written; Diverged and Interrupted, with the state kept.
+    """
+    this = plan(job)
+    begin(this)
+    float_reference(this)
+    make_binary(this)
+    fine_tune(this)
+    make_hard(this)
+    file, agreement = ship(this)
+    return this.folder, report(this, file, agreement)
+
+
+def plan(job: Job) -> Run:
+    """Everything that the user's input can get wrong happens here; nothing is written yet."""
+    device = find_device(job.device)
+    check_optimizer(job.recipe.train.opt)
+    name = f"{job.model.short}-{job.recipe.method}-{job.recipe.task}"
+    folder = choose_run(name, job.output, job.resume, job.overwrite)
+    source = open_source(job.dataset, job.data_dir)
+    model = load(
+        job.model,
+        weights=job.weights,
+        pretrained=job.pretrained,
+        num_classes=job.num_classes,
+        img_size=job.img_size,
+    )
+    head = adapt_head(model, source.classes)
+    method = find_method(job.recipe.method)
+    net = split_attention(model.net)
+    table = choose_layers(net, model, job.recipe) if method.binary else all_float(net)
+    augment = resolve_augment(job.recipe.augment, model.preprocessing, source)
+    recipe = job.recipe.model_copy(update={"augment": augment})
+    train, val, held_out = prepare(job, recipe, model, source, device)
+    check_space(folder.path, needed=8 * sum(p.nbytes for p in net.parameters()))
+    return Run(
+        job,
+        recipe,
+        method,
+        folder,
+        source,
+        model,
+        head,
+        table,
+        device,
+        train,
+        val,
+        held_out,
+        place(net, device),
+    )
+
+
+def choose_layers(net: nn.Module, model: FloatModel, recipe: Recipe) -> list[Layer]:
+    """The table of layers, from one forward pass of two blank images."""
+    example = torch.zeros(2, *model.preprocessing.input_size)
+    return select(net, recipe.layers, called_layers(net, example), head_names(net))
+
+
+def prepare(
+    job: Job, recipe: Recipe, model: FloatModel, source: Source, device: torch.device
+) -> tuple[Batches, ScoreBatches, ScoreBatches | None]:
+    """Batches to train on, to validate on, and to judge BatchNorm on."""
+    options = {"workers": choose_workers(job.workers, source), "device": device}
+    size = recipe.train.batch_size
+    train = decode(source.train, skip_unreadable=job.skip_unreadable, limit_gb=job.cache_gb)
+    val = decode(source.val, skip_unreadable=job.skip_unreadable, limit_gb=job.cache_gb)
+    held_out = None
+    if recipe.train.reestimate_batchnorm and recipe.train.hold_out and has_batchnorm(model.net):
+        train, aside = hold_out(train, recipe.train.hold_out, recipe.train.seed)
+        held_out = ScoreBatches(aside, model.preprocessing, size, **options)
+    transform = train_transform(model.preprocessing, recipe.augment, source)
+    batches = Batches(train, transform, batch_size=size, seed=recipe.train.seed, **options)
+    return batches, ScoreBatches(val, model.preprocessing, size, **options), held_out
+
+
+def choose_workers(wanted: int | None, source: Source) -> int:
+    """Loader processes. A few small images load faster than processes start, twice an epoch."""
+    if wanted is not None:
+        return wanted
+    small = source.native_size is not None and len(source.train) < 10_000
+    return 0 if small else min(4, os.cpu_count() or 1)
+
+
+def begin(this: Run) -> None:
+    """Say what will happen, and make the run folder. Raises InputError on resuming what was another run."""
+    show(layers_table([row.to_json() for row in this.table]))
+    say(f"{this.model.name}: {this.model.weights}; head {this.head}; {this.source.name}, on {this.device}")
+    identity = {
+        "model": f"{this.model.source}/{this.model.name}",
+        "weights": this.model.weights_sha256,
+        "dataset": this.source.fingerprint,
+        "recipe": this.recipe.model_dump(mode="json"),
+    }
+    if this.job.resume:
+        check_identity(this.folder, identity)
+    else:
+        this.folder.clear()
+        write_text(this.folder.recipe, this.recipe.as_yaml())
+        write_text(this.folder.identity, json.dumps(identity, indent=1))
+
+
+def check_identity(folder: RunFolder, now: dict) -> None:
+    """Raises InputError, naming each difference, where the run to resume was started with something else."""
+    before = json.loads(folder.identity.read_text())
+    old, new = flat(before), flat(now)
+    changed = [
+        f"{key}: {old.get(key)} -> {new.get(key)}" for key in {**old, **new} if old.get(key) != new.get(key)
+    ]
+    if changed:
+        what = "the run was started with something else:" + "".join(f"\n  {line}" for line in changed)
+        raise InputError(what, where=str(folder.path), hint="Give the same again, or start a run of its own.")
+
+
+def flat(tree: dict, prefix: str = "") -> dict:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    items: dict = {}
+    for key, value in tree.items():
+        items |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return items
+
+
+def float_reference(this: Run) -> None:
+    """Score the float model, after fitting a head that had to be replaced; it is the teacher from here on."""
+    if not this.model.pretrained:
+        say("from scratch: there is no float model to compare with or to learn from")
+        return
+    if this.head == "replaced":
+        if not this.method.binary:
+            return  # the run itself is the float fine-tuning
+        epochs = this.recipe.train.float_epochs
+        say(f"the head is new: {epochs} epochs of float fine-tuning first (train.float_epochs)")
+        train(this, "float", this.recipe.train.model_copy(update={"epochs": epochs}))
+    this.accuracy["float"] = this.score(this.net)
+    say(f"float top-1 {this.accuracy['float'].top1:.2f}")
+    if this.recipe.distill.weight and this.method.binary:
+        this.teacher = copy.deepcopy(this.net)
+
+
+def make_binary(this: Run) -> None:
+    """Put binary layers in the place of those that the table names."""
+    if this.method.binary:
+        this.quantizer = WeightQuantizer(this.recipe)
+        binarize(this.net, this.table, this.quantizer)
+
+
+def fine_tune(this: Run) -> None:
+    """Train, and score the soft network at the end of its schedule."""
+    if not this.method.trains:
+        return
+    stage = "binary" if this.method.binary else "float"
+    train(this, stage, this.recipe.train)
+    if this.quantizer:
+        with this.quantizer.hardened(False):
+            this.accuracy["soft"] = this.score(this.net)
+
+
+def train(this: Run, stage: str, rule: Train) -> None:
+    """One stage of training, logged; the network is left at its best epoch."""
+    trainer = Trainer(
+        this.net,
+        stage=stage,
+        quantizer=this.quantizer,
+        batches=this.train,
+        objective=Objective(this.recipe.distill, this.teacher, rule.smoothing),
+        train=rule,
+        classes=this.model.num_classes,
+        device=this.device,
+        score=this.score,
+        folder=this.folder.state(stage),
+    )
+    before = this.rows
+    rows = trainer.run(this.job.resume, lambda rows: write_text(this.folder.log, as_csv(before + rows)))
+    this.rows = before + rows
+
+
+def make_hard(this: Run) -> None:
+    """Signs for latents, BatchNorm re-estimated where that helps, the rest rounded to what the file holds."""
+    if this.quantizer:
+        this.quantizer.hard = True
+    if this.held_out and this.quantizer:
+        batches = this.train.epoch(0)
+        this.batchnorm = reestimate_if_better(this.net, batches, this.device, this.score_held_out)
+        say(str(this.batchnorm))
+    harden(this.net, getattr(torch, this.recipe.pack.float_dtype))
+    this.accuracy["hard"] = this.score(this.net)
+
+
+def ship(this: Run) -> tuple[PackedFile, Agreement]:
+    """Write the file, load it back, hold its logits against the network's, and score it."""
+    tensors = packed_tensors(this.net)
+    facts = provenance(this.model, this.recipe, this.device, this.steps())
+    document = packed_document(this.model, this.recipe, this.table, this.source, facts)
+    write(this.folder.packed, document, tensors)
+    loaded = place(rebuild(read(this.folder.packed)), this.device)
+    images, _ = next(iter(this.val))
+    agreement = compare(this.net, loaded, images.to(this.device))
+    this.accuracy["packed"] = this.score(loaded)
+    document["accuracy"] = this.accuracy["packed"].to_json(speed=False)
+    write(this.folder.packed, document, tensors)  # the same tensors, with the accuracy they scored
+    return read(this.folder.packed), agreement
+
+
+def report(this: Run, file: PackedFile, agreement: Agreement) -> dict:
+    """report.html, and last report.json: a run folder that has it is a finished run."""
+    document = report_document(
+        command=this.job.command,
+        file=file,
+        account=contents(file),
+        source=this.source,
+        train_images=len(this.train.split),
+        accuracy=this.accuracy,
+        agreement=agreement,
+        batchnorm=this.batchnorm,
+        rows=this.rows,
+        seconds=time.perf_counter() - this.started,
+    )
+    write_text(this.folder.page, render(document))
+    write_text(this.folder.report, json.dumps(document, indent=1) + "\n")
+    show(accuracy_table(document["accuracy"]))
+    return document

@@ -1,0 +1,39 @@
+"""One autograd function for every pair (F, B)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+class ForwardBackward(torch.autograd.Function):
+    """alpha * F(w / n) forwards; grad * alpha / n * B(w / n) backwards (PC++; Lu et al. 2023).
+
+    n and alpha are constants of the step: no gradient flows through the statistics they were taken from.
+    A learned alpha is a parameter and gets its gradient, the sum of grad * F over what it scales.
+    Only the latents are saved; w / n is cheaper to divide again than to keep.
+    """
+
+    @staticmethod
+    def forward(
+        ctx,
+        latent: Tensor,  # [out, ...]
+        normaliser: Tensor,  # broadcasts against latent
+        scale: Tensor,  # broadcasts against latent
+        F: Callable[[Tensor], Tensor],
+        B: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        ctx.save_for_backward(latent, normaliser, scale)
+        ctx.pair = F, B
+        return scale * F(latent / normaliser)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        latent, normaliser, scale = ctx.saved_tensors
+        F, B = ctx.pair
+        x = latent / normaliser
+        to_latent = grad * (scale / normaliser) * B(x)
+        to_scale = (grad * F(x)).sum_to_size(scale.shape) if ctx.needs_input_grad[2] else None
+        return to_latent, None, to_scale, None, None

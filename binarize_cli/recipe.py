@@ -1,0 +1,298 @@
+"""Recipes: YAML data, validated strictly before anything heavy is imported, all faults reported at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from binarize_cli.errors import InputError, closest, did_you_mean
+from binarize_cli.quantizers.methods import METHODS, find_method
+from binarize_cli.quantizers.schedules import Schedule
+
+SUFFIXES = (".yaml", ".yml")
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A mapping in which every key is known and every value has its type."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Span(Section):
+    """A schedule over training progress; in a recipe a bare number means that number throughout."""
+
+    start: float
+    end: float
+    shape: Literal["linear", "log"] = "linear"
+
+    @field_validator("shape")
+    @classmethod
+    def _positive(cls, shape: str, info) -> str:
+        if shape == "log" and min(info.data.get("start", 1), info.data.get("end", 1)) <= 0:
+            raise ValueError("a log schedule needs start > 0 and end > 0")
+        return shape
+
+    def schedule(self) -> Schedule:
+        return Schedule(self.start, self.end, self.shape)
+
+
+def _span(value: Any) -> Any:
+    return {"start": value, "end": value} if isinstance(value, int | float) else value
+
+
+class Quantizer(Section):
+    """How latent weights become forward weights: alpha F(w* / n)."""
+
+    scale: Literal["channel", "layer", "learned", "none"] = "channel"
+    """alpha: mean |w*| of an output channel or of the layer, learned, or 1 (the literal paper form)."""
+    normalize: Annotated[float, Field(gt=0)] | Literal["none"] | None = None
+    """n in multiples of mean |w*|, or `none` for n = 1. Unset: the method's own."""
+    schedules: dict[str, Annotated[Span, BeforeValidator(_span)]] = {}
+    """A parameter of the method (mu, rho ...): {start, end, shape: linear | log}, or one number."""
+
+
+class Layers(Section):
+    """Which layers become binary. Entries are glob patterns of module names, or `first` and `head`."""
+
+    keep_float: list[str] = ["first", "head"]
+    make_binary: list[str] = []
+    """These become binary whatever `keep_float` says."""
+
+
+class Augment(Section):
+    """Training augmentation, by timm."""
+
+    crop: Literal["auto", "rrc", "pad", "none"] = "auto"
+    """Random resized crop, crop from a padded image, or the model's own test crop; auto: by image size."""
+    scale: Annotated[list[float], Field(min_length=2, max_length=2)] = [0.35, 1.0]
+    hflip: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
+    color_jitter: Annotated[float, Field(ge=0)] = 0.0
+    auto_augment: str | None = None
+    reprob: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+
+class Distill(Section):
+    """The float model teaches: (1 - weight) cross-entropy + weight T^2 KL(teacher || student)."""
+
+    weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+
+
+class Train(Section):
+    """The optimizer's side, in timm's words."""
+
+    epochs: Annotated[int, Field(ge=0)] = 30
+    float_epochs: Annotated[int, Field(ge=0)] = 5
+    """Float fine-tuning first, where the head had to be replaced."""
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    opt: str = "adamw"
+    lr: Annotated[float, Field(gt=0)] = 5e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    sched: Literal["cosine", "linear", "constant"] = "cosine"
+    min_lr: Annotated[float, Field(ge=0)] = 1e-6
+    warmup: Share = 0.05
+    """The share of the steps over which lr rises."""
+    clip_grad: Annotated[float, Field(gt=0)] | None = 1.0
+    """The largest gradient norm; null for no clipping."""
+    amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
+    mixup: Annotated[float, Field(ge=0)] = 0.0
+    cutmix: Annotated[float, Field(ge=0)] = 0.0
+    smoothing: Share = 0.0
+    ema: Share = 0.0
+    """Decay of the averaged weights; 0 for none."""
+    harden: Share = 0.1
+    """The last share of the steps, in which F is sign."""
+    reestimate_batchnorm: bool = True
+    """Re-estimate BatchNorm after hardening, if it helps on training images held out for that."""
+    hold_out: Share = 0.05
+    """The share of training images (1,000 at most) held out to judge that."""
+    seed: int = 0
+
+
+class Pack(Section):
+    """The packed file."""
+
+    float_dtype: Literal["float16", "float32"] = "float16"
+
+
+class Recipe(Section):
+    """Everything a run depends on beside the model and the data."""
+
+    description: str = ""
+    method: str = "bnn++"
+    task: Literal["bw"] = "bw"
+    quantizer: Quantizer = Quantizer()
+    layers: Layers = Layers()
+    augment: Augment = Augment()
+    distill: Distill = Distill()
+    train: Train = Train()
+    pack: Pack = Pack()
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, name: str) -> str:
+        if name not in METHODS:
+            raise ValueError(f"no method is named '{name}'. {did_you_mean(name, METHODS, '')}".strip())
+        return name
+
+    @field_validator("quantizer")
+    @classmethod
+    def _own_parameters(cls, quantizer: Quantizer, info) -> Quantizer:
+        method = METHODS.get(info.data.get("method"))
+        unknown = [name for name in quantizer.schedules if method and name not in method.schedules]
+        if unknown:
+            own = ", ".join(method.schedules) or "none"
+            raise ValueError(f"{method.name} has no parameter '{unknown[0]}' (its parameters: {own})")
+        return quantizer
+
+    def as_yaml(self) -> str:
+        """The whole recipe, every default spelled out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+@dataclass
+class Draft:
+    """Recipe data not yet validated, and where each key stands, for messages."""
+
+    origin: str
+    data: dict = field(default_factory=dict)
+    places: dict[tuple, str] = field(default_factory=dict)
+
+    def set(self, key: str, value: Any, place: str) -> None:
+        """Set a dotted key, as a flag or `--set` does. Raises InputError where a parent is no mapping."""
+        *parents, last = key.split(".")
+        section = self.data
+        for parent in parents:
+            section = section.setdefault(parent, {})
+            if not isinstance(section, dict):
+                raise InputError(f"'{key}' goes into '{parent}', which is not a section", where=place)
+        section[last] = value
+        self.places[tuple(key.split("."))] = place
+
+    def validate(self) -> Recipe:
+        """The recipe. Raises InputError with every fault, each with its line or flag."""
+        try:
+            return Recipe.model_validate(self.data)
+        except ValidationError as error:
+            faults = sorted(self._fault(e) for e in error.errors())
+        several = f"{len(faults)} faults in the recipe" if len(faults) > 1 else "a fault in the recipe"
+        hint = "'bnnpp recipes show default' shows every key."
+        raise InputError(several + "".join(f"\n  {f}" for f in faults), where=self.origin, hint=hint)
+
+    def _fault(self, error: Mapping) -> str:
+        """One line: place, key, what is wrong."""
+        # pydantic appends the branch of a union it tried; a path in the document ends before that.
+        path = error["loc"]
+        while path and path not in self.places:
+            path = path[:-1]
+        key = ".".join(str(part) for part in (path or error["loc"]))
+        place = self.places.get(path, self.origin)
+        if error["type"] == "extra_forbidden":
+            known = _keys(path[:-1])
+            guess = did_you_mean(str(path[-1]), known, "Known here: " + ", ".join(known) + ".")
+            return f"{place}: unknown key '{key}'. {guess}"
+        message = error["msg"].removeprefix("Value error, ")
+        shown = "" if isinstance(error["input"], dict | list | Section) else f" (got {error['input']!r})"
+        return f"{place}: {key}: {message}{shown}"
+
+
+def _keys(path: tuple) -> list[str]:
+    """The known keys of a section of the recipe."""
+    section = Recipe
+    for part in path:
+        section = getattr(section.model_fields.get(part), "annotation", None)
+        if not (isinstance(section, type) and issubclass(section, Section)):
+            return list(Span.model_fields)
+    return list(section.model_fields)
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 1e-4 as a number, as people and YAML 1.2 do."""
+
+
+_Loader.yaml_implicit_resolvers = dict(yaml.SafeLoader.yaml_implicit_resolvers)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def parse_value(text: str) -> Any:
+    """The value of `--set key=value`, read as YAML."""
+    return yaml.load(text, Loader=_Loader)
+
+
+def parse(text: str, origin: str) -> Draft:
+    """YAML text as a draft. Raises InputError on broken YAML, a repeated key, or text that is no mapping."""
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+        data = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{origin}:{mark.line + 1}" if mark else origin
+        raise InputError(f"not YAML: {getattr(error, 'problem', error)}", where=where) from None
+    if not isinstance(data, dict | None):
+        raise InputError("a recipe is a mapping of keys to values", where=origin)
+    places: dict[tuple, str] = {}
+    for path, line in _lines(node) if node else ():
+        if path in places:
+            raise InputError(f"the key '{'.'.join(map(str, path))}' is repeated", where=f"{origin}:{line}")
+        places[path] = f"{origin}:{line}"
+    return Draft(origin, data or {}, places)
+
+
+def _lines(node: yaml.Node, path: tuple = ()) -> Iterator[tuple[tuple, int]]:
+    """(path of keys, line) of every key in the document."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield (*path, key.value), key.start_mark.line + 1
+            yield from _lines(value, (*path, key.value))
+
+
+def folder() -> Path:
+    """Where the recipes lie: inside an installed package, at the top of a checkout."""
+    package = Path(__file__).parent
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"
+
+
+def names() -> list[str]:
+    """The names of the recipes that come with the tool, such as `default` and `paper/bnn++`."""
+    root = folder()
+    return sorted(p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.yaml"))
+
+
+def read(name_or_file: str) -> Draft:
+    """A recipe by name, or from a file. Raises InputError if there is none."""
+    known = names()
+    path = folder() / f"{name_or_file}.yaml" if name_or_file in known else Path(name_or_file)
+    if not path.is_file():
+        if path.suffix in SUFFIXES:
+            raise InputError("no such recipe file", where=name_or_file)
+        hint = closest(name_or_file, known, "Run 'bnnpp recipes ls' to see them; a file ends in .yaml.")
+        raise InputError(f"no recipe is named '{name_or_file}'", hint=hint)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot be read: {error}", where=name_or_file) from None
+    return parse(text, origin=name_or_file)
+
+
+def effective_schedules(recipe: Recipe) -> dict[str, Schedule]:
+    """The schedules in force: the recipe's where it names them, else the method's own."""
+    own = {name: span.schedule() for name, span in recipe.quantizer.schedules.items()}
+    return {**find_method(recipe.method).schedules, **own}
+
+
+def effective_normalize(recipe: Recipe) -> float | None:
+    """n in multiples of mean |w*|, or None for n = 1."""
+    rule = recipe.quantizer.normalize
+    if rule is None:
+        return find_method(recipe.method).normalize
+    return None if rule == "none" else rule

@@ -1,0 +1,1 @@
+"""Measurements -> report.json, report.html, tables for the terminal, plots."""

@@ -1,0 +1,68 @@
+"""report.json: one document with everything that was measured. The page and the tables are drawn from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from binarize_cli.data.images import Source
+from binarize_cli.evaluation import Measurement, worst_confusions
+from binarize_cli.packed.agreement import Agreement
+from binarize_cli.packed.format import PackedFile
+from binarize_cli.training.batchnorm import Reestimation
+from binarize_cli.training.log import EpochRow
+
+
+def report_document(
+    *,
+    command: str,
+    file: PackedFile,
+    account: Mapping[str, Any],
+    source: Source,
+    train_images: int,
+    accuracy: Mapping[str, Measurement | None],
+    agreement: Agreement,
+    batchnorm: Reestimation | None,
+    rows: Sequence[EpochRow],
+    seconds: float,
+) -> dict[str, Any]:
+    """`account` is what `packed.contents` says of the file; `accuracy` has float, soft, hard and packed."""
+    packed = accuracy["packed"]
+    return {
+        "tool": f"bnnpp {file.document['provenance']['bnnpp']}",
+        "command": command,
+        "file": file.path.name,
+        "method": file.document["method"],
+        "task": file.document["task"],
+        "model": file.document["model"],
+        "data": {
+            **file.document["data"],
+            "train_images": train_images,
+            "held_out_images": batchnorm.held_out_images if batchnorm else 0,
+            "val_images": packed.images,
+            "classes": list(source.classes),
+        },
+        "accuracy": {
+            name: accuracy[name].to_json() if accuracy.get(name) else None
+            for name in ("float", "soft", "hard", "packed")
+        },
+        "agreement": agreement.to_json(),
+        "batchnorm": batchnorm.to_json() if batchnorm else None,
+        "best_epoch": best_epoch(rows),
+        "epochs": [vars(row) for row in rows],
+        "layers": account["layers"],
+        "bytes": account["bytes"],
+        "binary_weights": account["binary_weights"],
+        "float32_bytes": account["float32_bytes"],
+        "ratio": account["ratio"],
+        "confusion": packed.confusion,
+        "worst": worst_confusions(packed, source.classes),
+        "recipe": file.document["recipe"],
+        "provenance": {**file.document["provenance"], "seconds": round(seconds, 1)},
+    }
+
+
+def best_epoch(rows: Sequence[EpochRow]) -> int | None:
+    """The epoch that was kept: the best hard top-1 of the last stage, of equals the later one."""
+    last = [row for row in rows if row.stage == rows[-1].stage]
+    return max(last, key=lambda row: (row.hard_top1, row.epoch)).epoch if last else None

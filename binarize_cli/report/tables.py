@@ -1,0 +1,104 @@
+"""Tables for the terminal, and sizes in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+NETWORKS = {
+    "float": "float model",
+    "soft": "soft network (F before it is sign)",
+    "hard": "hard network (signs)",
+    "packed": "packed file",
+}
+PARTS = {
+    "binary": "binary weights",
+    "scales": "scales",
+    "float": "float tensors",
+    "metadata": "metadata",
+}
+
+
+def size(count: int) -> str:
+    """Bytes as a person reads them: 812 bytes, 44.0 KiB, 1.23 MiB."""
+    if count < 1024:
+        return f"{count} bytes"
+    return f"{count / 2**10:.1f} KiB" if count < 2**20 else f"{count / 2**20:.2f} MiB"
+
+
+def size_sentence(sizes: Mapping[str, int], float32_bytes: int, ratio: float, binary_weights: int) -> str:
+    """Why the file is as small as it is. `sizes`: total, binary, scales, float and metadata, in bytes."""
+    smaller = f"so the file ({size(sizes['total'])}) is {ratio:.1f} times smaller than float32"
+    smaller += f" ({size(float32_bytes)})"
+    rest = {part: sizes[part] for part in ("scales", "float", "metadata")}
+    if not binary_weights:
+        return f"No weight is binary; {PARTS['float']} take {size(sizes['float'])}, {smaller}."
+    most = PARTS[max(rest, key=rest.get)]
+    return (
+        f"{binary_weights:,} binary weights take {size(sizes['binary'])} at one bit each, their scales "
+        f"{size(sizes['scales'])}, the tensors that stay float {size(sizes['float'])} and the metadata "
+        f"{size(sizes['metadata'])}, {smaller}; what keeps it from 32 times is mostly the {most}."
+    )
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def layers_table(rows: Sequence[Mapping]) -> Table:
+    """Every layer, binary or float and why, with totals; columns that the rows lack are left out."""
+    binary = [row for row in rows if row.get("binary") or row.get("bits") == 1]
+    weights = sum(math.prod(row["shape"]) for row in binary)
+    total = sum(row.get("bytes", 0) for row in rows)
+    columns = {
+        "name": ("left", f"{len(rows)} layers", str),
+        "kind": ("left", "", str),
+        "shape": ("right", f"{weights:,} binary weights", shape_text),
+        "binary": ("left", f"{len(binary)} binary", lambda yes: "1 bit" if yes else "float"),
+        "bits": ("right", f"{len(binary)} binary", str),
+        "bytes": ("right", f"{total:,}", "{:,}".format),
+        "why": ("left", "", str),
+    }
+    present = [name for name in columns if rows and name in rows[0]]
+    table = Table(box=box.SIMPLE, show_footer=True)
+    for name in present:
+        justify, footer, _ = columns[name]
+        table.add_column(name, footer=footer, justify=justify, overflow="fold")
+    for row in rows:
+        cells = (escape(columns[name][2](row[name])) for name in present)
+        table.add_row(*cells, style="green" if row in binary else None)
+    return table
+
+
+def accuracy_table(accuracy: Mapping[str, Mapping | None]) -> Table:
+    """What each network of the run scored, and last the file itself. One that was not scored is left out."""
+    table = Table(box=box.SIMPLE)
+    table.add_column("network")
+    for column in ("top-1", "top-5", "loss", "images"):
+        table.add_column(column, justify="right")
+    for key, name in NETWORKS.items():
+        if scored := accuracy.get(key):
+            numbers = [f"{scored['top1']:.2f}", f"{scored['top5']:.2f}", f"{scored['loss']:.4f}"]
+            style = "bold" if key == "packed" else None
+            table.add_row(name, *numbers, str(scored["images"]), style=style)
+    return table
+
+
+def worst_table(worst: Sequence[Mapping]) -> Table:
+    """The classes most often mistaken, from `evaluation.worst_confusions`."""
+    table = Table(box=box.SIMPLE)
+    table.add_column("class")
+    table.add_column("top-1", justify="right")
+    table.add_column("mistaken for (images)")
+    for row in worst:
+        table.add_row(escape(row["class"]), f"{row['top1']:.2f}", escape(mistaken_for(row)))
+    return table
+
+
+def mistaken_for(row: Mapping) -> str:
+    """`cat (5), dog (2)`."""
+    return ", ".join(f"{other['for']} ({other['images']})" for other in row["taken"])

@@ -1,0 +1,55 @@
+"""Progress of training: a live line on a terminal, plain timestamped lines in a log."""
+
+from __future__ import annotations
+
+import time
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from binarize_cli.console import live, say, screen
+from binarize_cli.training.log import EpochRow
+
+PLAIN_EVERY = 30.0  # seconds between progress lines in a log
+
+
+class Display:
+    """Shows steps as they pass and keeps a line for every epoch."""
+
+    def __init__(self, stage: str, steps: int, done: int):
+        self.stage, self.steps = stage, steps
+        self.accuracy = ""
+        self.printed = time.monotonic()
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        self.progress = Progress(*columns, TextColumn("{task.fields[facts]}"), console=screen())
+        self.task = self.progress.add_task(stage, total=steps, completed=done, facts="")
+
+    def __enter__(self) -> Display:
+        if live():
+            self.progress.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.progress.stop()
+
+    def step(self, number: int, loss: float, images_per_second: float, parameters: str) -> None:
+        """After a step: its number (from 1), loss, speed, and the method's parameters."""
+        facts = f"loss {loss:.4f}  {images_per_second:.0f} images/s  {parameters}  {self.accuracy}"
+        self.progress.update(self.task, completed=number, facts=facts)
+        if not live() and time.monotonic() - self.printed >= PLAIN_EVERY:
+            self.printed = time.monotonic()
+            left = self.progress.tasks[0].time_remaining
+            say(
+                f"{self.stage} step {number}/{self.steps}  {facts}" + (f"  {left:.0f} s left" if left else "")
+            )
+
+    def epoch(self, row: EpochRow, epochs: int) -> None:
+        """After an epoch was scored."""
+        soft = f"soft {row.soft_top1:.2f}  " if row.stage == "binary" else ""
+        name = "hard" if row.stage == "binary" else "top-1"
+        self.accuracy = f"{soft}{name} {row.hard_top1:.2f}"
+        flips = "" if row.flip_ratio is None else f"flips {100 * row.flip_ratio:.2f}%  "
+        loss = "" if row.loss is None else f"loss {row.loss:.4f}  "
+        speed = f"{row.images_per_second:.0f} images/s  {row.seconds:.1f} s" if row.seconds else ""
+        where = f"{self.stage} epoch {row.epoch}/{epochs}"
+        line = f"{where}  {loss}{self.accuracy}  {flips}{row.parameters}  {speed}"
+        say(line.rstrip())

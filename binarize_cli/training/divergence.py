@@ -1,0 +1,39 @@
+"""Names the layer where training left the numbers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from binarize_cli.errors import Diverged
+
+
+def _finite(value) -> bool:
+    return not isinstance(value, Tensor) or bool(torch.isfinite(value).all())
+
+
+@torch.no_grad()
+def first_bad_layer(net: nn.Module, inputs: Tensor) -> str | None:
+    """The first module of a forward pass whose output is not finite, or None."""
+    bad: list[str] = []
+
+    def watch(name):
+        return lambda module, args, out: bad.append(name) if not bad and not _finite(out) else None
+
+    leaves = [(n, m) for n, m in net.named_modules() if not list(m.children())]
+    hooks = [m.register_forward_hook(watch(n)) for n, m in leaves]
+    net(inputs)
+    for hook in hooks:
+        hook.remove()
+    return bad[0] if bad else None
+
+
+def diverged(net: nn.Module, inputs: Tensor, step: int, kept: str) -> Diverged:
+    """The error for a loss or gradient that is not finite at a step (counted from 1)."""
+    name = next((n for n, p in net.named_parameters() if not _finite(p)), None)
+    name = name or next(
+        (n for n, p in net.named_parameters() if p.grad is not None and not _finite(p.grad)), None
+    )
+    layer = first_bad_layer(net, inputs) or name or "the loss itself"
+    hint = f"Lower --lr, or set train.clip_grad. {kept}"
+    return Diverged(f"training diverged at step {step}, in {layer}", hint=hint)

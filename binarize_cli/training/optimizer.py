@@ -1,0 +1,38 @@
+"""timm's optimizer and schedule, as the recipe has them."""
+
+from __future__ import annotations
+
+from timm.optim import create_optimizer_v2, list_optimizers
+from timm.scheduler import CosineLRScheduler, PolyLRScheduler, StepLRScheduler
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+from torch.optim import Optimizer
+
+from binarize_cli.errors import InputError, closest
+from binarize_cli.recipe import Train
+
+
+def check_optimizer(name: str) -> None:
+    """Raises InputError for an optimizer that timm does not have."""
+    known = list_optimizers()
+    if name not in known:
+        hint = closest(name, known, "timm.optim.list_optimizers() lists them.")
+        raise InputError(f"no optimizer is named '{name}'", where="train.opt", hint=hint)
+
+
+def make_optimizer(net: nn.Module, train: Train) -> Optimizer:
+    """Latents, biases, norms and learned scales together; no decay on one-dimensional parameters."""
+    return create_optimizer_v2(net, opt=train.opt, lr=train.lr, weight_decay=train.weight_decay)
+
+
+def make_scheduler(optimizer: Optimizer, train: Train, steps: int) -> Scheduler:
+    """The learning rate as a function of the step alone (so nothing of it needs saving), warm-up first."""
+    warm = round(train.warmup * steps)
+    common = {"warmup_t": warm, "warmup_lr_init": min(train.min_lr, train.lr), "t_in_epochs": False}
+    if train.sched == "constant":
+        return StepLRScheduler(optimizer, decay_t=max(steps, 1) + 1, **common)
+    if train.sched == "linear":
+        return PolyLRScheduler(
+            optimizer, t_initial=max(steps, 1), power=1.0, lr_min=train.min_lr, cycle_limit=1, **common
+        )
+    return CosineLRScheduler(optimizer, t_initial=max(steps, 1), lr_min=train.min_lr, cycle_limit=1, **common)

@@ -1,0 +1,271 @@
+"""The page, the tables and the plots, from an invented document; nothing is trained here."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from binarize_cli.quantizers.methods import METHODS, find_method
+from binarize_cli.recipe import Recipe
+from binarize_cli.report.curves import sample
+from binarize_cli.report.html import render
+from binarize_cli.report.plots import quantizer_curves, svg
+from binarize_cli.report.tables import accuracy_table, layers_table, size, size_sentence, worst_table
+
+BLOCK = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+SIZES = {"total": 1_162_464, "binary": 663_552, "scales": 55_296, "float": 435_860, "metadata": 7_756}
+
+
+def scored(top1: float, loss: float) -> dict:
+    return {"top1": top1, "top5": 99.1234, "loss": loss, "images": 360, "images_per_second": 812.5}
+
+
+def epoch(number: int, stage: str = "binary") -> dict:
+    rise = 1 - np.exp(-number / 6)
+    return {
+        "stage": stage,
+        "epoch": number,
+        "loss": 2.3 - 1.9 * rise if number else None,
+        "soft_top1": 60 + 35 * rise,
+        "soft_loss": 1.4 - 1.2 * rise,
+        "hard_top1": 10 + 84 * rise,
+        "hard_loss": 2.6 - 2.3 * rise,
+        "lr": 5e-4,
+        "parameters": "mu=30",
+        "flip_ratio": 0.08 * (1 - rise) if number else None,
+        "seconds": 1.4,
+        "images_per_second": 950.0,
+    }
+
+
+def layer(name: str, bits: int = 1) -> dict:
+    why = "every layer but those kept float" if bits == 1 else "neither a linear nor a convolution layer"
+    return {"name": name, "kind": "linear", "shape": [576, 192], "bits": bits, "bytes": 16_128, "why": why}
+
+
+def a_document(classes: list[str], blocks: int = 12, epochs: int = 30, **changes) -> dict:
+    """What a run of DeiT-Tiny writes to report.json, in its order of magnitude."""
+    counts = np.full((len(classes), len(classes)), 0)
+    np.fill_diagonal(counts, 34)
+    counts[0, -1] = counts[2, 1] = 2
+    method = changes.get("method", "bnn++")
+    return {
+        "tool": "bnnpp 0.1.0",
+        "command": "bnnpp binarize deit_tiny --method 'bnn++' --data-dir digits",
+        "file": "model.safetensors",
+        "method": method,
+        "task": "bw",
+        "model": {
+            "source": "timm",
+            "name": "deit_tiny_patch16_224",
+            "num_classes": len(classes),
+            "kwargs": {},
+        },
+        "data": {
+            "name": "digits",
+            "reference": {"dataset": "digits"},
+            "fingerprint": "c0ffee12",
+            "train_images": 1365,
+            "held_out_images": 72,
+            "val_images": 360,
+            "classes": classes,
+        },
+        "accuracy": {
+            "float": scored(97.7778, 0.0812),
+            "soft": scored(95.2778, 0.2134),
+            "hard": scored(94.4444, 0.2531),
+            "packed": scored(94.4444, 0.2531),
+        },
+        "agreement": {"images": 64, "largest_difference": 0.0, "equal": True},
+        "batchnorm": {"reestimated": True, "held_out_top1_before": 93.06, "held_out_top1_after": 94.44},
+        "best_epoch": epochs,
+        "epochs": [epoch(0, "float"), epoch(1, "float"), *map(epoch, range(epochs + 1))],
+        "layers": [
+            layer("patch_embed.proj", 16),
+            *(layer(f"blocks.{i}.{part}") for i in range(blocks) for part in BLOCK),
+            layer("head", 16),
+        ],
+        "bytes": SIZES,
+        "binary_weights": 5_308_416,
+        "float32_bytes": 22_105_384,
+        "ratio": 19.02,
+        "confusion": counts.tolist(),
+        "worst": [{"class": classes[0], "top1": 94.44, "taken": [{"for": classes[-1], "images": 2}]}],
+        "recipe": Recipe(method=method).model_dump(mode="json"),
+        "provenance": {
+            "bnnpp": "0.1.0",
+            "torch": "2.15.0",
+            "device": "cpu",
+            "seed": 0,
+            "weights_sha256": None,
+        },
+        **changes,
+    }
+
+
+@pytest.fixture(scope="module")
+def digits() -> dict:
+    return a_document([str(i) for i in range(10)])
+
+
+@pytest.fixture(scope="module")
+def page(digits) -> str:
+    return render(digits)
+
+
+def printed(table) -> str:
+    console = Console(file=io.StringIO(), width=140)
+    console.print(table)
+    return console.file.getvalue()
+
+
+def test_page_needs_nothing_else(page):
+    assert not re.search(r"<(script|link|img|iframe|object)\b|@import", page)
+    fetched = re.findall(r"""(?:src|href)\s*=\s*["']([^"']*)|url\(["']?([^)"']*)""", page)
+    assert fetched, "the pictures refer to parts of themselves"
+    assert all(address.startswith("#") for pair in fetched for address in pair if address)
+    assert "prefers-color-scheme: dark" in page
+
+
+def test_page_holds_the_numbers(page):
+    text = re.sub(r"\s+", " ", page)
+    for expected in (
+        "94.44%</b>",
+        "1.11 MiB</b>",
+        "19.0×</b>",
+        "97.78",
+        "95.28",
+        "0.2531",
+        "logits equal those of the hard network exactly (largest difference 0)",
+        "from 93.06 to 94.44, so the new statistics were kept",
+        "Epoch 30 was kept",
+        "start: mu = 5",
+        "end: mu = 150",
+        "5,308,416 binary weights",
+        "blocks.11.mlp.fc2",
+        "every layer but those kept float",
+        "c0ffee12",
+        "reestimate_batchnorm: true",
+        "9 (2)",
+    ):
+        assert expected in text, expected
+    assert "weights_sha256" not in page
+    assert page.count("<svg") == 5
+    assert "<details>\n<summary>50 layers, 48 of them binary" in page
+
+
+def test_page_is_the_same_twice(digits, page):
+    assert render(digits) == page
+
+
+def test_page_escapes_names():
+    hostile = "<script>alert('$x$')</script>"
+    page = render(a_document([hostile, "b", "c"], blocks=1, command=f"bnnpp binarize {hostile}"))
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(" in page
+
+
+def test_page_without_training():
+    """ptq from random weights: no float model, no soft network, no epochs; BatchNorm absent."""
+    accuracy = {"float": None, "soft": None, "hard": scored(11, 2.3), "packed": scored(11, 2.3)}
+    nothing = {"epochs": [], "best_epoch": None, "batchnorm": None, "worst": []}
+    page = render(a_document(["a", "b", "c"], blocks=1, method="ptq", accuracy=accuracy) | nothing)
+    assert page.count("<svg") == 1, "F alone: ptq has no B, and there were no epochs"
+    assert "soft network" not in page and "float model" not in page
+    assert "<h2>Training" not in page and "BatchNorm" not in page.split("The resolved recipe")[0]
+    assert "every validation image was classified correctly" in page
+
+
+def test_page_of_a_thousand_classes():
+    page = render(a_document([f"class {i}" for i in range(1000)], epochs=2))
+    assert 'class="heat"' not in page
+    assert "class 999 (2)" in page
+    assert len(page) < 300_000
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_page_of_every_method(method):
+    page = render(a_document(["a", "b", "c"], blocks=1, epochs=3, method=method))
+    assert ("<h2>Quantizers" in page) == METHODS[method].binary
+
+
+def test_rounding_is_admitted():
+    agreement = {"images": 64, "largest_difference": 1.2e-6, "equal": False}
+    page = render(a_document(["a", "b", "c"], blocks=1, agreement=agreement))
+    assert "but for rounding: the largest difference is 1.2e-06" in page
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 bytes"), (1023, "1023 bytes"), (1024, "1.0 KiB"), (1_162_464, "1.11 MiB")]
+)
+def test_size(count, text):
+    assert size(count) == text
+
+
+def test_size_sentence():
+    sentence = size_sentence(SIZES, 22_105_384, 19.02, 5_308_416)
+    for part in (
+        "5,308,416",
+        "648.0 KiB at one bit",
+        "54.0 KiB",
+        "425.6 KiB",
+        "7.6 KiB",
+        "1.11 MiB",
+        "19.0 times",
+    ):
+        assert part in sentence
+    assert sentence.endswith("mostly the float tensors.")
+    nothing = {"total": 1000, "binary": 0, "scales": 0, "float": 900, "metadata": 100}
+    assert size_sentence(nothing, 1800, 1.8, 0).startswith(
+        "No weight is binary; float tensors take 900 bytes"
+    )
+
+
+def test_layers_table(digits):
+    text = printed(layers_table(digits["layers"]))
+    assert "50 layers" in text and "48 binary" in text and "5,308,416 binary weights" in text
+    assert f"{50 * 16_128:,}" in text
+    before = {
+        "name": "blocks[0]",
+        "kind": "linear",
+        "shape": [4, 4],
+        "binary": True,
+        "why": "matches '[ab]*'",
+    }
+    text = printed(layers_table([before]))
+    assert "blocks[0]" in text and "matches '[ab]*'" in text and "1 bit" in text
+    assert "bytes" not in text
+
+
+def test_accuracy_table_leaves_out_what_was_not_scored(digits):
+    text = printed(accuracy_table(digits["accuracy"] | {"soft": None}))
+    assert "97.78" in text and "packed file" in text and "soft" not in text
+
+
+def test_worst_table():
+    rows = [
+        {"class": "[cat]", "top1": 50.0, "taken": [{"for": "dog", "images": 3}, {"for": "cow", "images": 1}]}
+    ]
+    text = printed(worst_table(rows))
+    assert "[cat]" in text and "50.00" in text and "dog (3), cow (1)" in text
+
+
+def test_curves():
+    method = find_method("bnn++")
+    curves = sample(method, method.schedules, 10)
+    assert [c.label for c in curves.lines] == ["start: mu = 5", "middle: mu = 77.5", "end: mu = 150"]
+    assert [c.peak for c in curves.lines] == [5, 77.5, 150]
+    assert all(c.backward.max() == 1 for c in curves.lines)
+    assert curves.reach == pytest.approx(0.3)
+    assert sample(method, method.schedules, None).reach is None
+    assert [c.label for c in sample(find_method("bc"), {}, 10).lines] == ["throughout"]
+
+
+def test_picture_has_no_colour_of_its_own_for_text():
+    method = find_method("bnn++")
+    picture = svg(quantizer_curves(sample(method, method.schedules, 10)))
+    assert picture.startswith("<svg") and "currentColor" in picture and "end: mu = 150" in picture
