@@ -9,12 +9,24 @@ from functools import cache
 from rich.console import Console
 from rich.table import Table
 
+PLAIN_WIDTH = 140  # columns off a terminal (a SLURM log, a pipe), so that tables keep their shape
+
+
+def _console(stderr: bool) -> Console:
+    console = Console(stderr=stderr, highlight=False)
+    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=PLAIN_WIDTH)
+
 
 @cache
 def screen() -> Console:
-    """The stderr console. Off a terminal (a SLURM log, a pipe) it is 140 columns wide, for tables."""
-    console = Console(stderr=True, highlight=False)
-    return console if console.is_terminal else Console(stderr=True, highlight=False, width=140)
+    """What a person watches: stderr."""
+    return _console(stderr=True)
+
+
+@cache
+def page() -> Console:
+    """The result where that is a table or a card: stdout."""
+    return _console(stderr=False)
 
 
 def live() -> bool:

@@ -291,8 +291,11 @@ def make_hard(this: Run) -> None:
         batches = this.train.epoch(0)
         this.batchnorm = reestimate_if_better(this.net, batches, this.device, this.score_held_out)
         say(str(this.batchnorm))
+    if not this.quantizer:
+        this.accuracy["float"] = this.score(this.net)  # as trained, before rounding
     harden(this.net, getattr(torch, this.recipe.pack.float_dtype))
-    this.accuracy["hard"] = this.score(this.net)
+    if this.quantizer:
+        this.accuracy["hard"] = this.score(this.net)
 
 
 def ship(this: Run) -> tuple[PackedFile, Agreement]:

@@ -183,7 +183,7 @@ class Draft:
         except ValidationError as error:
             faults = sorted(self._fault(e) for e in error.errors())
         several = f"{len(faults)} faults in the recipe" if len(faults) > 1 else "a fault in the recipe"
-        hint = "'bnnpp recipes show default' shows every key."
+        hint = "'bnnpp recipes show default --full' shows every key."
         raise InputError(several + "".join(f"\n  {f}" for f in faults), where=self.origin, hint=hint)
 
     def _fault(self, error: Mapping) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Annotated
 
@@ -58,6 +59,9 @@ def main() -> None:
     except BnnppError as error:
         code = _tell(error)
     except UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            typer.echo(error.format_message(), err=True)
+            sys.exit(2)
         code = _tell(_usage(error))
     except (KeyboardInterrupt, typer.Abort):
         code = 130
@@ -80,7 +84,7 @@ def _tell(error: BnnppError) -> int:
 
 
 def _usage(error: Exception) -> InputError:
-    """A usage error in the form of all others: what, where, what to try."""
+    """A usage error in the form of all others: what, where, what to try (in our words, not click's)."""
     context = error.ctx
     where = context.command_path if context else "bnnpp"
     hint = f"Try '{where} --help'."
@@ -90,4 +94,5 @@ def _usage(error: Exception) -> InputError:
     else:
         wrong = error.format_message().partition("'")[2].partition("'")[0]
         guess = did_you_mean(wrong, getattr(context.command, "commands", {})) if context and wrong else None
-    return InputError(error.format_message(), where=where, hint=f"{guess} {hint}" if guess else hint)
+    what = re.sub(r"\s*(\(Possible options.*|Did you mean.*)$", "", error.format_message())
+    return InputError(what, where=where, hint=f"{guess} {hint}" if guess else hint)

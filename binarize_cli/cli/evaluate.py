@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from binarize_cli.cli import options as o
-from binarize_cli.console import result, say, show
+from binarize_cli.console import result, show
 from binarize_cli.errors import InputError
 
 
@@ -56,8 +56,8 @@ def evaluate(
         result(json.dumps(measurement.to_json() | account | {"confusion": measurement.confusion}))
         return
     m = measurement
-    result(f"top-1 {m.top1:.2f}  top-5 {m.top5:.2f}  loss {m.loss:.4f}  images {m.images}")
-    say(f"{source.name} on {where}: {m.images_per_second:.0f} images/s")
+    scores = f"top-1 {m.top1:.2f}  top-5 {m.top5:.2f}  loss {m.loss:.4f}  images {m.images}"
+    result(f"{scores}  images/s {m.images_per_second:.0f}")
     if worst:
         show(worst_table(worst))
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 
-from rich.console import Console
-
 from binarize_cli.cli import options as o
-from binarize_cli.console import result
+from binarize_cli.console import page, result
 
 
 def inspect(file: o.PackedFile, as_json: o.Json = False) -> None:
@@ -34,7 +32,7 @@ def inspect(file: o.PackedFile, as_json: o.Json = False) -> None:
         f"top-1 {scored['top1']:.2f}, top-5 {scored['top5']:.2f} on {where}",
         ", ".join(f"{key} {value}" for key, value in account["provenance"].items()),
     ]
-    out = Console(highlight=False)
+    out = page()
     out.print(layers_table(account["layers"]))
     for line in lines:
         out.print(line, markup=False)

@@ -10,13 +10,12 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from binarize_cli.cli import options as o
-from binarize_cli.console import result
+from binarize_cli.console import page, result
 from binarize_cli.errors import InputError, closest
 from binarize_cli.quantizers.methods import METHODS, UPDATES, Method, find_method
 
@@ -82,12 +81,6 @@ def _facts(method: Method) -> dict[str, Any]:
     }
 
 
-def _out() -> Console:
-    """The stdout console; wide in a pipe, where nothing should be cut."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=140)
-
-
 def _schedules(method: Method, between: str) -> str:
     return between.join(f"{name} {schedule}" for name, schedule in method.schedules.items()) or "-"
 
@@ -106,7 +99,7 @@ def _print_all(as_json: bool) -> None:
         pair = f"{method.forward_formula}\n{method.backward_formula}"
         cells = (method.name, pair, method.update, _schedules(method, "\n"), method.source)
         table.add_row(*map(escape, cells), end_section=True)
-    out = _out()
+    out = page()
     out.print(table)
     out.print("'bnnpp methods NAME' shows one in full, with a plot.", markup=False)
 
@@ -126,7 +119,7 @@ def _print_card(method: Method) -> None:
         ("source", method.source),
     ):
         card.add_row(key, escape(text))
-    out = _out()
+    out = page()
     curves = sample(method, method.schedules, method.normalize)
     plot = quantizer_plot(curves, min(out.width, 100), out.color_system is not None)
     out.print(f"{method.name}: {method.title}\n", style="bold", markup=False)
@@ -179,7 +172,7 @@ def _print_values(method: Method, x: np.ndarray, progress: float, as_json: bool)
     for i, point in enumerate(x):
         slope = "-" if backward is None else f"{backward[i]:.9g}"
         table.add_row(f"{point:g}", f"{forward[i]:.9g}", slope)
-    out = _out()
+    out = page()
     out.print(f"{method.name} at {moment}", markup=False)
     out.print(table)
 
