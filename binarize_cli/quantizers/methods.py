@@ -108,6 +108,7 @@ _ENTRIES = (
         update="forward-backward",
         source="Courbariaux et al. 2015 (arXiv 1511.00363)",
         when="the plain baseline; nothing to tune",
+        normalize=1.0,  # sign does not see n; with 1 the gradient reaches the latents as it is
     ),
     Method(
         name="bnn",
@@ -119,6 +120,7 @@ _ENTRIES = (
         update="forward-backward",
         source="Hubara et al. 2016 (arXiv 1602.02830)",
         when="the classical clipped estimator; weights that run away from zero stop moving",
+        normalize=3.0,  # the window holds 98% of normally distributed weights
     ),
     Method(
         name="bnn+",
