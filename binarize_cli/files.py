@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -131,6 +132,24 @@ def _explicit(run: RunFolder, resume: bool, overwrite: bool) -> RunFolder:
         hint = "Say --resume to continue it, --overwrite to start again, or choose another --output."
         raise InputError("holds an unfinished run", where=where, hint=hint)
     return run
+
+
+def check_same_run(run: RunFolder, now: dict) -> None:
+    """Raises InputError, naming each difference, where the run to resume was started with something else."""
+    old, new = _flat(json.loads(run.identity.read_text())), _flat(now)
+    changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    if changed:
+        lines = "".join(f"\n  {key}: {old.get(key)} -> {new.get(key)}" for key in changed)
+        hint = "Give the same again, or start a run of its own."
+        raise InputError(f"the run was started with something else:{lines}", where=str(run.path), hint=hint)
+
+
+def _flat(tree: dict, prefix: str = "") -> dict:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    items: dict = {}
+    for key, value in tree.items():
+        items |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return items
 
 
 def check_space(path: Path, needed: int) -> None:

@@ -20,9 +20,8 @@ from binarize_cli.console import say, show
 from binarize_cli.data.decode import decode
 from binarize_cli.data.loaders import Batches, ScoreBatches, hold_out, resolve_augment, train_transform
 from binarize_cli.data.sources import Source, open_source
-from binarize_cli.errors import InputError
 from binarize_cli.evaluation import Measurement, measure
-from binarize_cli.files import RunFolder, check_space, choose_run, write_text
+from binarize_cli.files import RunFolder, check_same_run, check_space, choose_run, write_text
 from binarize_cli.models.classes import adapt_head
 from binarize_cli.models.heads import head_names
 from binarize_cli.models.load import FloatModel, load
@@ -124,6 +123,7 @@ def run(job: Job) -> tuple[RunFolder, dict]:
 def plan(job: Job) -> Run:
     """Everything that the user's input can get wrong happens here; nothing is written yet."""
     device = find_device(job.device)
+    torch.manual_seed(job.recipe.train.seed)  # of random weights and of a new head
     check_optimizer(job.recipe.train.opt)
     name = f"{job.model.short}-{job.recipe.method}-{job.recipe.task}"
     folder = choose_run(name, job.output, job.resume, job.overwrite)
@@ -202,31 +202,11 @@ def begin(this: Run) -> None:
         "recipe": this.recipe.model_dump(mode="json"),
     }
     if this.job.resume:
-        check_identity(this.folder, identity)
+        check_same_run(this.folder, identity)
     else:
         this.folder.clear()
         write_text(this.folder.recipe, this.recipe.as_yaml())
         write_text(this.folder.identity, json.dumps(identity, indent=1))
-
-
-def check_identity(folder: RunFolder, now: dict) -> None:
-    """Raises InputError, naming each difference, where the run to resume was started with something else."""
-    before = json.loads(folder.identity.read_text())
-    old, new = flat(before), flat(now)
-    changed = [
-        f"{key}: {old.get(key)} -> {new.get(key)}" for key in {**old, **new} if old.get(key) != new.get(key)
-    ]
-    if changed:
-        what = "the run was started with something else:" + "".join(f"\n  {line}" for line in changed)
-        raise InputError(what, where=str(folder.path), hint="Give the same again, or start a run of its own.")
-
-
-def flat(tree: dict, prefix: str = "") -> dict:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    items: dict = {}
-    for key, value in tree.items():
-        items |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return items
 
 
 def float_reference(this: Run) -> None:
