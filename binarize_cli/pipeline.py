@@ -32,8 +32,8 @@ from binarize_cli.packed.document import packed_document, provenance
 from binarize_cli.packed.export import packed_tensors
 from binarize_cli.packed.format import PackedFile, read, write
 from binarize_cli.packed.runtime import rebuild
-from binarize_cli.quantizers.methods import Method, find_method
-from binarize_cli.recipe import Recipe, Train
+from binarize_cli.quantizers.method import Method
+from binarize_cli.recipe import Recipe, Train, effective_method
 from binarize_cli.report.document import report_document
 from binarize_cli.report.html import render
 from binarize_cli.report.tables import accuracy_table, layers_table
@@ -136,7 +136,7 @@ def plan(job: Job) -> Run:
         img_size=job.img_size,
     )
     head = adapt_head(model, source.classes)
-    method = find_method(job.recipe.method)
+    method = effective_method(job.recipe)
     net = split_attention(model.net)
     table = choose_layers(net, model, job.recipe) if method.binary else all_float(net)
     augment = resolve_augment(job.recipe.augment, model.preprocessing, source)

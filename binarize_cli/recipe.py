@@ -12,8 +12,9 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from binarize_cli.errors import InputError, closest, did_you_mean
-from binarize_cli.quantizers.methods import METHODS, find_method
-from binarize_cli.quantizers.schedules import Schedule
+from binarize_cli.quantizers.method import Method
+from binarize_cli.quantizers.methods import METHODS, find_method, with_parts
+from binarize_cli.quantizers.schedules import Schedule, Shape
 
 SUFFIXES = (".yaml", ".yml")
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -30,7 +31,7 @@ class Span(Section):
 
     start: float
     end: float
-    shape: Literal["linear", "log"] = "linear"
+    shape: Shape = "linear"
 
     @field_validator("shape")
     @classmethod
@@ -54,6 +55,10 @@ class Quantizer(Section):
     """alpha: mean |w*| of an output channel or of the layer, learned, or 1 (the literal paper form)."""
     normalize: Annotated[float, Field(gt=0)] | Literal["none"] | None = None
     """n in multiples of mean |w*|, or `none` for n = 1. Unset: the method's own."""
+    map: str | None = None
+    """The proximal map P, for methods that have a choice of it (pq, rpc, pc++)."""
+    transform: str | None = None
+    """The transform T, for pc++: F = T o P and B = T' o P."""
     schedules: dict[str, Annotated[Span, BeforeValidator(_span)]] = {}
     """A parameter of the method (mu, rho ...): {start, end, shape: linear | log}, or one number."""
 
@@ -145,8 +150,13 @@ class Recipe(Section):
     @field_validator("quantizer")
     @classmethod
     def _own_parameters(cls, quantizer: Quantizer, info) -> Quantizer:
-        method = METHODS.get(info.data.get("method"))
-        unknown = [name for name in quantizer.schedules if method and name not in method.schedules]
+        if info.data.get("method") not in METHODS:
+            return quantizer
+        try:
+            method = with_parts(METHODS[info.data["method"]], quantizer.map, quantizer.transform)
+        except InputError as error:
+            raise ValueError(f"{error.what}. {error.hint}") from None
+        unknown = [name for name in quantizer.schedules if name not in method.schedules]
         if unknown:
             own = ", ".join(method.schedules) or "none"
             raise ValueError(f"{method.name} has no parameter '{unknown[0]}' (its parameters: {own})")
@@ -284,15 +294,20 @@ def read(name_or_file: str) -> Draft:
     return parse(text, origin=name_or_file)
 
 
+def effective_method(recipe: Recipe) -> Method:
+    """The recipe's method, with the map and the transform that it names."""
+    return with_parts(find_method(recipe.method), recipe.quantizer.map, recipe.quantizer.transform)
+
+
 def effective_schedules(recipe: Recipe) -> dict[str, Schedule]:
     """The schedules in force: the recipe's where it names them, else the method's own."""
     own = {name: span.schedule() for name, span in recipe.quantizer.schedules.items()}
-    return {**find_method(recipe.method).schedules, **own}
+    return {**effective_method(recipe).schedules, **own}
 
 
 def effective_normalize(recipe: Recipe) -> float | None:
     """n in multiples of mean |w*|, or None for n = 1."""
     rule = recipe.quantizer.normalize
     if rule is None:
-        return find_method(recipe.method).normalize
+        return effective_method(recipe).normalize
     return None if rule == "none" else rule

@@ -8,9 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from binarize_cli.quantizers.functions import sign
-from binarize_cli.quantizers.methods import find_method
-from binarize_cli.recipe import Recipe, effective_normalize, effective_schedules
+from binarize_cli.quantizers.functions import one, sign
+from binarize_cli.recipe import Recipe, effective_method, effective_normalize, effective_schedules
 
 TINY = 1e-12  # a channel of zeros has no magnitude to divide by
 
@@ -23,7 +22,7 @@ class WeightQuantizer:
     """
 
     def __init__(self, recipe: Recipe):
-        self.method = find_method(recipe.method)
+        self.method = effective_method(recipe)
         self.schedules = effective_schedules(recipe)
         self.normalize = effective_normalize(recipe)
         self.scale_rule = recipe.quantizer.scale
@@ -41,10 +40,21 @@ class WeightQuantizer:
             self.values[name].fill_(value)
 
     def F(self, x: Tensor) -> Tensor:
-        return sign(x) if self.hard else self.method.F(x, self.values)
+        """The forward quantizer as the network uses it: the weights themselves under a map rule."""
+        if self.hard:
+            return sign(x)
+        return x if self.method.maps else self.method.F(x, self.values)
 
     def B(self, x: Tensor) -> Tensor:
-        return self.method.B(x, self.values)
+        return one(x) if self.method.maps else self.method.B(x, self.values)
+
+    @torch.no_grad()
+    def map_(self, latent: Tensor) -> None:
+        """w <- alpha P(w / n), in place, whatever the tensor's layout."""
+        mapped = self.method.F(latent / self.normaliser(latent), self.values)
+        if self.scale_rule != "none":
+            mapped *= self.magnitude(latent) / self.magnitude(mapped).clamp_min(TINY)
+        latent.copy_(mapped)
 
     def normaliser(self, latent: Tensor) -> Tensor:
         """n, broadcastable against the latent weights; constant in the backward pass."""

@@ -17,7 +17,9 @@ from rich.text import Text
 from binarize_cli.cli import options as o
 from binarize_cli.console import page, result
 from binarize_cli.errors import InputError, closest
-from binarize_cli.quantizers.methods import METHODS, UPDATES, Method, find_method
+from binarize_cli.quantizers.certify import certify
+from binarize_cli.quantizers.method import UPDATES, Method
+from binarize_cli.quantizers.methods import METHODS, find_method, with_parts
 
 PICTURES = (".png", ".svg", ".pdf")
 
@@ -33,11 +35,22 @@ def methods(
     progress: Annotated[
         float | None, typer.Option("--progress", help="Training progress for --at, 0 to 1. Default: 1.")
     ] = None,
+    map_name: Annotated[
+        str | None, typer.Option("--map", help="Another proximal map P, for pq, rpc and pc++.")
+    ] = None,
+    transform: Annotated[
+        str | None, typer.Option("--transform", help="Another transform T, for pc++.")
+    ] = None,
+    certify_: Annotated[
+        bool, typer.Option("--certify", help="Decide whether the pair is principled, and say why.")
+    ] = False,
     as_json: o.Json = False,
 ) -> None:
-    """The methods: forward quantizer F, backward quantizer B, schedules, sources.
+    """The methods: forward quantizer F, backward quantizer B, schedules, guarantees, sources.
 
     bnnpp methods bnn++
+
+    bnnpp methods pc++ --map parq --transform erf --certify
 
     bnnpp methods bnn++ --at "-0.5,0,0.5" --progress 0.5 --json
 
@@ -49,13 +62,21 @@ def methods(
     if plot and at:
         raise InputError("--plot and --at exclude each other", hint="Leave one of them out.")
     if name is None:
-        if plot or at is not None:
-            flag = "--plot" if plot else "--at"
+        given = {
+            "--plot": plot,
+            "--at": at,
+            "--map": map_name,
+            "--transform": transform,
+            "--certify": certify_,
+        }
+        if flag := next((flag for flag, value in given.items() if value), None):
             raise InputError(f"{flag} goes with one method", hint=f"Try: bnnpp methods bnn++ {flag} ...")
         _print_all(as_json)
         return
-    method = find_method(name)
-    if plot:
+    method = with_parts(find_method(name), map_name, transform)
+    if certify_:
+        _print_certificate(method, as_json)
+    elif plot:
         _plot(method, plot)
         result(str(plot))
     elif at is not None:
@@ -76,6 +97,8 @@ def _facts(method: Method) -> dict[str, Any]:
         "rule": UPDATES[method.update],
         "schedules": {name: asdict(schedule) for name, schedule in method.schedules.items()},
         "normalize": method.normalize,
+        "parts": list(method.parts),
+        "certificate": certify(method).to_json(),
         "when": method.when,
         "source": method.source,
     }
@@ -94,14 +117,31 @@ def _print_all(as_json: bool) -> None:
     table.add_column("F, forward\nB, backward")
     table.add_column("update", no_wrap=True)
     table.add_column("schedules")
-    table.add_column("source")
+    table.add_column("guarantee")
     for method in METHODS.values():
         pair = f"{method.forward_formula}\n{method.backward_formula}"
-        cells = (method.name, pair, method.update, _schedules(method, "\n"), method.source)
+        cells = (method.name, pair, method.update, _schedules(method, "\n"), _guarantee(method))
         table.add_row(*map(escape, cells), end_section=True)
     out = page()
     out.print(table)
     out.print("'bnnpp methods NAME' shows one in full, with a plot.", markup=False)
+
+
+def _guarantee(method: Method) -> str:
+    certificate = certify(method)
+    if certificate.kind == "none":
+        return "-"
+    return f"{certificate.verdict}: {certificate.explanation}"
+
+
+def _print_certificate(method: Method, as_json: bool) -> None:
+    certificate = certify(method)
+    if as_json:
+        result(json.dumps({"method": method.name, **certificate.to_json()}))
+        return
+    out = page()
+    out.print(f"{method.name}: {certificate.verdict}", style="bold", markup=False)
+    out.print(f"{certificate.explanation}.\n{certificate.ending}.", markup=False)
 
 
 def _print_card(method: Method) -> None:
@@ -115,6 +155,7 @@ def _print_card(method: Method) -> None:
         ("update", UPDATES[method.update]),
         ("schedules", _schedules(method, "\n")),
         ("normalise", f"x = w* / n, n = {method.normalize:g} times the mean |w*| of an output channel"),
+        ("guarantee", _guarantee(method)),
         ("when", method.when),
         ("source", method.source),
     ):

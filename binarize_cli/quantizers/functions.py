@@ -7,6 +7,8 @@ a 0-d tensor. The same text serves `bnnpp methods`, which must answer without im
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 
@@ -75,3 +77,76 @@ def linear_quantizer(x, rho):
     """
     xp = library(x)
     return sign(x) * xp.clip(xp.abs(x) + rho, None, 1)
+
+
+def polynomial(x, mu=1.0):
+    """p(mu x), p(z) = sign(z) (2 |z| - z^2) for |z| <= 1, else sign(z): Bi-Real (Liu et al. 2018)."""
+    xp = library(x)
+    inside = xp.clip(xp.abs(mu * x), None, 1)
+    return sign(x) * inside * (2 - inside)
+
+
+def polynomial_slope(x, mu=1.0):
+    """d p(mu x) / dx = mu (2 - 2 |z|) for |z| <= 1, else 0."""
+    xp = library(x)
+    return 2 * mu * (1 - xp.clip(xp.abs(mu * x), None, 1))
+
+
+def tanh(x, t):
+    """tanh(t x)."""
+    return library(x).tanh(t * x)
+
+
+def tanh_slope(x, t):
+    """d tanh(t x) / dx = t (1 - tanh^2(t x))."""
+    h = library(x).tanh(t * x)
+    return t * (1 - h * h)
+
+
+def ede_slope(x, t):
+    """g'(x), g(x) = k tanh(t x), k = max(1 / t, 1): IR-Net's error decay estimator (Qin et al. 2020)."""
+    xp = library(x)
+    h = xp.tanh(t * x)
+    return xp.clip(t + xp.zeros_like(x), 1, None) * (1 - h * h)  # k t = max(1, t)
+
+
+def softsign(x, k):
+    """k x / (1 + |k x|)."""
+    z = k * x
+    return z / (1 + library(x).abs(z))
+
+
+def softsign_slope(x, k):
+    """d softsign / dx = k / (1 + |k x|)^2."""
+    return k / (1 + library(x).abs(k * x)) ** 2
+
+
+def erf(x, k):
+    """erf(k x), the error function."""
+    if library(x) is np:
+        return np.vectorize(math.erf, otypes=[x.dtype])(k * x)
+    return library(x).erf(k * x)
+
+
+def erf_slope(x, k):
+    """d erf(k x) / dx = 2 k / sqrt(pi) exp(-(k x)^2)."""
+    return 2 * k / math.sqrt(math.pi) * library(x).exp(-((k * x) ** 2))
+
+
+def parq(x, s):
+    """clip(x / s, -1, 1), and sign(x) at s = 0: PARQ's proximal map (Jin et al. 2025)."""
+    xp = library(x)
+    return xp.where(xp.abs(x) >= s, sign(x), x / (s + 1e-30))
+
+
+def binary_relax(x, theta):
+    """(1 - theta) x + theta sign(x): BinaryRelax (Yin et al. 2018)."""
+    return (1 - theta) * x + theta * sign(x)
+
+
+def soft_threshold(x, lam):
+    """The prox of lam | |x| - 1 |: moves |x| toward 1 by lam, and no farther (ProxQuant, Bai et al. 2019)."""
+    xp = library(x)
+    off = xp.abs(x) - 1  # how far the magnitude is from 1
+    left = xp.clip(xp.abs(off) - lam, 0, None)
+    return sign(x) * (1 + xp.where(off >= 0, left, -left))

@@ -5,75 +5,15 @@ The command line, recipe validation, did-you-mean, cards, reports and the contra
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import cache
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import replace
 
 from binarize_cli.errors import InputError, closest
 from binarize_cli.quantizers import functions as q
+from binarize_cli.quantizers.compose import COMPOSED, compose
+from binarize_cli.quantizers.method import Method
+from binarize_cli.quantizers.parts import find_map
 from binarize_cli.quantizers.schedules import Schedule, constant
-
-UPDATES = {
-    "none": "no training",
-    "plain": "w <- w - eta grad l(w)",
-    "forward-backward": "w* <- w* - eta B(w*) grad l(F(w*))",
-}
-
-
-@cache
-def _parameters(function: Callable) -> tuple[str, ...]:
-    """The names of the parameters after x."""
-    return tuple(inspect.signature(function).parameters)[1:]
-
-
-def _named(function: Callable, values: Mapping) -> dict:
-    return {name: values[name] for name in _parameters(function)}
-
-
-@dataclass(frozen=True)
-class Method:
-    """A forward quantizer F and a backward quantizer B, elementwise, with the schedules of their parameters.
-
-    `forward` and `backward` take x and, by name, those parameters out of `schedules` that they depend on.
-    `normalize` is the suggested n of F(w* / n), in multiples of the mean |w*| of an output channel.
-    """
-
-    name: str
-    title: str
-    forward: Callable
-    backward: Callable | None
-    forward_formula: str
-    backward_formula: str
-    update: Literal["none", "plain", "forward-backward"]
-    source: str
-    when: str
-    schedules: Mapping[str, Schedule] = field(default_factory=dict)
-    normalize: float = 10.0
-
-    @property
-    def binary(self) -> bool:
-        """Whether the method makes any layer binary (`float` does not)."""
-        return self.update != "plain"
-
-    @property
-    def trains(self) -> bool:
-        """Whether the method fine-tunes after binarizing (`ptq` does not)."""
-        return self.update != "none"
-
-    def F(self, x, values: Mapping):
-        """The forward quantizer at x, with the parameters it names out of `values`."""
-        return self.forward(x, **_named(self.forward, values))
-
-    def B(self, x, values: Mapping):
-        """The backward quantizer at x, with the parameters it names out of `values`."""
-        return self.backward(x, **_named(self.backward, values))
-
-    def values(self, progress: float, schedules: Mapping[str, Schedule] | None = None) -> dict[str, float]:
-        """The parameters at a progress in [0, 1]; `schedules` replace the method's own, name by name."""
-        return {name: s(progress) for name, s in {**self.schedules, **(schedules or {})}.items()}
-
 
 _ENTRIES = (
     Method(
@@ -158,6 +98,107 @@ _ENTRIES = (
         when="BinaryConnect with a soft start: it is sign from a tenth of the schedule on",
         schedules={"rho": Schedule(0.01, 10.0)},
     ),
+    Method(
+        name="pq",
+        title="ProxQuant",
+        forward=q.linear_quantizer,
+        backward=None,
+        forward_formula="P = L_rho",
+        backward_formula="-",
+        update="map-after-step",
+        source="Bai et al. 2019 (arXiv 1810.00861), with the LQ map",
+        when="weights move towards signs after every step; quantizer.map soft-threshold is its original map",
+        schedules={"rho": Schedule(0.01, 10.0)},
+        parts=("map",),
+    ),
+    Method(
+        name="rpc",
+        title="Reverse ProxConnect",
+        forward=q.linear_quantizer,
+        backward=None,
+        forward_formula="P = L_rho",
+        backward_formula="-",
+        update="map-before-step",
+        source="Dockhorn et al. 2021 (arXiv 2110.13220)",
+        when="for comparison: the gradient at the latent weights, the step from the mapped ones",
+        schedules={"rho": Schedule(0.01, 10.0)},
+        parts=("map",),
+    ),
+    Method(
+        name="poly",
+        title="Bi-Real (polynomial backward)",
+        forward=q.sign,
+        backward=q.polynomial_slope,
+        forward_formula="sign(x)",
+        backward_formula="p'(x) = 2 - 2|x| for |x| <= 1, else 0",
+        update="forward-backward",
+        source="Liu et al. 2018 (arXiv 1808.00278)",
+        when="a triangular window; compare with poly+, its principled form",
+        normalize=3.0,  # the window holds 98% of normally distributed weights
+    ),
+    Method(
+        name="poly+",
+        title="Polynomial forward and backward",
+        forward=q.polynomial,
+        backward=q.polynomial_slope,
+        forward_formula="p(z) = sign(z) (2|z| - z^2) for |z| <= 1, else sign(z); z = mu x",
+        backward_formula="mu (2 - 2|z|) for |z| <= 1, else 0",
+        update="forward-backward",
+        source="the recipe of Lu et al. 2023 applied to Bi-Real",
+        when="as bnn++, without its overshoot; saturated weights get no gradient at all",
+        schedules={"mu": Schedule(1.0, 50.0)},
+    ),
+    Method(
+        name="ede",
+        title="IR-Net (error decay estimator)",
+        forward=q.sign,
+        backward=q.ede_slope,
+        forward_formula="sign(x)",
+        backward_formula="g'(x) = k t (1 - tanh^2(t x)), k = max(1 / t, 1)",
+        update="forward-backward",
+        source="Qin et al. 2020 (arXiv 1909.10788)",
+        when="a wide window that narrows; compare with ede+, its principled form",
+        schedules={"t": Schedule(0.1, 10.0, "log")},
+        normalize=1.25,  # the standard deviation of normally distributed weights, as IR-Net has it
+    ),
+    Method(
+        name="ede+",
+        title="tanh forward and backward",
+        forward=q.tanh,
+        backward=q.tanh_slope,
+        forward_formula="tanh(t x)",
+        backward_formula="t (1 - tanh^2(t x))",
+        update="forward-backward",
+        source="the recipe of Lu et al. 2023 applied to IR-Net",
+        when="as bnn++, without its overshoot",
+        schedules={"t": Schedule(2.0, 75.0)},
+    ),
+    Method(
+        name="parq",
+        title="PARQ",
+        forward=q.parq,
+        backward=q.one,
+        forward_formula="clip(x / s, -1, 1); sign(x) at s = 0",
+        backward_formula="1",
+        update="forward-backward",
+        source="Jin et al. 2025 (arXiv 2503.15748)",
+        when="ProxConnect with a gradual map: float at the start, signs at the end",
+        schedules={"s": Schedule(1.0, 0.0, "sigmoid")},
+    ),
+    Method(
+        name="binary-relax",
+        title="BinaryRelax",
+        forward=q.binary_relax,
+        backward=q.one,
+        forward_formula="(1 - theta) x + theta sign(x)",
+        backward_formula="1",
+        update="forward-backward",
+        source="Yin et al. 2018 (arXiv 1801.06313)",
+        when="a relaxation between the float and the sign network",
+        schedules={"theta": Schedule(0.0, 1.0)},
+        normalize=1.0,  # x and sign(x) have the same magnitude then
+    ),
+    compose(*COMPOSED),
 )
 
 METHODS: Mapping[str, Method] = {method.name: method for method in _ENTRIES}
@@ -169,3 +210,17 @@ def find_method(name: str, where: str | None = None) -> Method:
         hint = closest(name, METHODS, "Run 'bnnpp methods' to see them all.")
         raise InputError(f"no method is named '{name}'", where=where, hint=hint)
     return METHODS[name]
+
+
+def with_parts(method: Method, map_name: str | None, transform_name: str | None) -> Method:
+    """The method with another P or T. Raises InputError for a part it does not have, or an unknown one."""
+    for part, wanted in (("map", map_name), ("transform", transform_name)):
+        if wanted is not None and part not in method.parts:
+            able = ", ".join(m.name for m in METHODS.values() if part in m.parts)
+            raise InputError(f"{method.name} has no {part} to choose", hint=f"These have: {able}.")
+    if map_name is None and transform_name is None:
+        return method
+    if "transform" in method.parts:
+        return compose(map_name or COMPOSED[0], transform_name or COMPOSED[1])
+    p = find_map(map_name)
+    return replace(method, forward=p.apply, forward_formula=f"P = {p.formula}", schedules=p.schedules)

@@ -9,8 +9,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from binarize_cli.quantizers.methods import find_method
-from binarize_cli.recipe import Recipe, effective_normalize, effective_schedules
+from binarize_cli.quantizers.certify import certify
+from binarize_cli.recipe import Recipe, effective_method, effective_normalize, effective_schedules
 from binarize_cli.report import tables
 from binarize_cli.report.curves import sample
 from binarize_cli.report.plots import epoch_curves, quantizer_curves, svg
@@ -23,9 +23,11 @@ TASKS = {"bw": "binary weights, float activations"}
 def render(document: Mapping[str, Any]) -> str:
     """The report as an HTML page: styles and pictures inside it, no script, every text escaped."""
     recipe = Recipe.model_validate(document["recipe"])
+    method = effective_method(recipe)
     return _template().render(
         d=document,
-        method=find_method(recipe.method),
+        method=method,
+        certificate=certify(method, effective_schedules(recipe)),
         normalize=effective_normalize(recipe),
         task=TASKS.get(document["task"], ""),
         networks={tables.NETWORKS[k]: v for k, v in document["accuracy"].items() if v},
@@ -71,7 +73,7 @@ def _epoch_plots(document: Mapping[str, Any]) -> list[Markup]:
 
 def _quantizer_plots(recipe: Recipe) -> list[Markup]:
     """F, and B if the method has one, with the schedules of this run; nothing for the float network."""
-    method = find_method(recipe.method)
+    method = effective_method(recipe)
     if not method.binary:
         return []
     curves = sample(method, effective_schedules(recipe), effective_normalize(recipe))

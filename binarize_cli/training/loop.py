@@ -28,6 +28,7 @@ from binarize_cli.training.optimizer import make_optimizer, make_scheduler
 from binarize_cli.training.precision import autocast_type
 from binarize_cli.training.score import Score
 from binarize_cli.training.stop import StopRequest
+from binarize_cli.training.updates import update_rule
 
 
 class TrainingBatches(Protocol):
@@ -154,7 +155,8 @@ class Trainer:
         norm = clip_grad_norm_(self.net.parameters(), self.train.clip_grad or float("inf"))
         if not self.scaler.is_enabled() and not torch.isfinite(norm):  # the scaler skips such steps itself
             raise diverged(self.net, inputs, number + 1, self._kept())
-        self.scaler.step(self.optimizer)
+        with update_rule(self.net, self.quantizer):
+            self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.ema:
             self.ema.update(self.net)
