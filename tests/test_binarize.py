@@ -245,7 +245,7 @@ def test_attention_of_another_form_is_left_alone_and_refuses_to_guess():
 
 
 def reference_F(method: str, progress: float):
-    """F at a progress, of DESIGN.md."""
+    """F at a progress, from its formula."""
     mu, rho = 5 + 145 * progress, 0.01 + 9.99 * progress
 
     def sign(x):
@@ -261,7 +261,7 @@ def reference_F(method: str, progress: float):
 
 
 def reference_weight(w: np.ndarray, method: str, progress: float, scale: str, normalize) -> np.ndarray:
-    """alpha F(w / n), with alpha and n as DESIGN.md's `Scale` says, in float64."""
+    """alpha F(w / n), with alpha and n in float64."""
     F, w = reference_F(method, progress), w.astype(float)
     axes = None if scale == "layer" else tuple(range(1, w.ndim))
     magnitude = np.abs(w).mean(axis=axes, keepdims=True)

@@ -42,7 +42,7 @@ from binarize_cli.training.precision import place
 
 
 def reference_bytes(channel) -> list[int]:
-    """+-1 of one output channel as DESIGN.md packs them: 8 to a byte, least significant first, padding 0."""
+    """+-1 of one output channel as the format packs them: 8 to a byte, least significant first, padding 0."""
     bits = [sign > 0 for sign in np.ravel(channel)]
     return [sum(bit << i for i, bit in enumerate(bits[at : at + 8])) for at in range(0, len(bits), 8)]
 

@@ -16,7 +16,7 @@ from binarize_cli.quantizers.autograd import ForwardBackward
 from binarize_cli.quantizers.methods import METHODS, UPDATES, find_method
 from binarize_cli.quantizers.schedules import Schedule, constant
 
-# --- references, from DESIGN.md, in float64 --------------------------------------------------------------
+# --- references, from the papers' formulas, in float64 ---
 
 
 def sign(x):
@@ -150,7 +150,7 @@ def test_schedules_say_what_they_are():
 
 # --- the registry ----------------------------------------------------------------------------------------
 
-TABLE = {  # method -> F, B, update, schedule, of DESIGN.md; bnn++'s end is ours to choose
+TABLE = {  # method -> F, B, update, schedule; bnn++'s end is ours to choose
     "float": (lambda x: x, np.ones_like, "plain", {}),
     "ptq": (sign, None, "none", {}),
     "bc": (sign, np.ones_like, "forward-backward", {}),
