@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -35,7 +35,8 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
             f"cannot be written: {error.strerror or error}", where=str(path), hint=_advice(error)
         ) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where the folder cannot be, neither can the file
+            temporary.unlink()
 
 
 def _advice(error: OSError) -> str:

@@ -205,6 +205,7 @@ def begin(this: Run) -> None:
         check_same_run(this.folder, identity)
     else:
         this.folder.clear()
+        write_text(this.folder.log, as_csv([]))
         write_text(this.folder.recipe, this.recipe.as_yaml())
         write_text(this.folder.identity, json.dumps(identity, indent=1))
 

@@ -23,7 +23,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 class Section(BaseModel):
     """A mapping in which every key is known and every value has its type."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Span(Section):
@@ -180,34 +180,59 @@ class Draft:
         *parents, last = key.split(".")
         section = self.data
         for parent in parents:
-            section = section.setdefault(parent, {})
+            if section.get(parent) is None:  # an empty section of the file is None
+                section[parent] = {}
+            section = section[parent]
             if not isinstance(section, dict):
                 raise InputError(f"'{key}' goes into '{parent}', which is not a section", where=place)
         section[last] = value
-        self.places[tuple(key.split("."))] = place
+        path = tuple(key.split("."))
+        self.places[path] = place
+        for depth in range(1, len(path)):  # of a section that the flag itself created
+            self.places.setdefault(path[:depth], place)
 
     def validate(self) -> Recipe:
         """The recipe. Raises InputError with every fault, each with its line or flag."""
         try:
             return Recipe.model_validate(self.data)
         except ValidationError as error:
-            faults = sorted(self._fault(e) for e in error.errors())
+            ordered = sorted(error.errors(), key=lambda e: self._order(e["loc"]))
+            # The branches of a union complain one by one about one value: the first of them is enough.
+            faults = list({self._key(e): self._fault(e) for e in reversed(ordered)}.values())[::-1]
         several = f"{len(faults)} faults in the recipe" if len(faults) > 1 else "a fault in the recipe"
         hint = "'bnnpp recipes show default --full' shows every key."
         raise InputError(several + "".join(f"\n  {f}" for f in faults), where=self.origin, hint=hint)
 
-    def _fault(self, error: Mapping) -> str:
-        """One line: place, key, what is wrong."""
-        # pydantic appends the branch of a union it tried; a path in the document ends before that.
-        path = error["loc"]
+    def _known_part(self, path: tuple) -> tuple:
+        """As much of a path as has a place: pydantic appends the branch of a union it tried."""
         while path and path not in self.places:
             path = path[:-1]
-        key = ".".join(str(part) for part in (path or error["loc"]))
+        return path
+
+    def _key(self, error: Mapping) -> tuple:
+        """What a fault is about: an unknown or missing key, or the value at a known one."""
+        return (
+            error["loc"]
+            if error["type"] in ("extra_forbidden", "missing")
+            else self._known_part(error["loc"])
+        )
+
+    def _order(self, path: tuple) -> int:
+        """Where a fault stands among the keys, which are in the order of the document, then of the flags."""
+        places = list(self.places)
+        path = self._known_part(path)
+        return places.index(path) if path else -1
+
+    def _fault(self, error: Mapping) -> str:
+        """One line: place, key, what is wrong."""
+        path = self._known_part(error["loc"])
         place = self.places.get(path, self.origin)
         if error["type"] == "extra_forbidden":
-            known = _keys(path[:-1])
-            guess = did_you_mean(str(path[-1]), known, "Known here: " + ", ".join(known) + ".")
-            return f"{place}: unknown key '{key}'. {guess}"
+            *parents, last = error["loc"]
+            known = _keys(tuple(parents))
+            guess = did_you_mean(str(last), known, "Known here: " + ", ".join(known) + ".")
+            return f"{place}: unknown key '{'.'.join(map(str, error['loc']))}'. {guess}"
+        key = ".".join(str(part) for part in (self._key(error) or error["loc"]))
         message = error["msg"].removeprefix("Value error, ")
         shown = "" if isinstance(error["input"], dict | list | Section) else f" (got {error['input']!r})"
         return f"{place}: {key}: {message}{shown}"
@@ -234,8 +259,12 @@ _Loader.add_implicit_resolver(
 
 
 def parse_value(text: str) -> Any:
-    """The value of `--set key=value`, read as YAML."""
-    return yaml.load(text, Loader=_Loader)
+    """The value of `--set key=value`, read as YAML. Raises InputError where it is none."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        what = f"'{text}' is not YAML: {getattr(error, 'problem', error)}"
+        raise InputError(what, where="--set", hint="Quote it once more: --set \"key='value'\".") from None
 
 
 def parse(text: str, origin: str) -> Draft:
@@ -243,18 +272,26 @@ def parse(text: str, origin: str) -> Draft:
     try:
         node = yaml.compose(text, Loader=_Loader)
         data = yaml.load(text, Loader=_Loader)
+        places = _places(node, origin)
+    except RecursionError:
+        raise InputError("a section contains itself", where=origin) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{origin}:{mark.line + 1}" if mark else origin
         raise InputError(f"not YAML: {getattr(error, 'problem', error)}", where=where) from None
     if not isinstance(data, dict | None):
         raise InputError("a recipe is a mapping of keys to values", where=origin)
+    return Draft(origin, data or {}, places)
+
+
+def _places(node: yaml.Node | None, origin: str) -> dict[tuple, str]:
+    """Path of keys -> `origin:line`. Raises InputError on a repeated key."""
     places: dict[tuple, str] = {}
     for path, line in _lines(node) if node else ():
         if path in places:
             raise InputError(f"the key '{'.'.join(map(str, path))}' is repeated", where=f"{origin}:{line}")
         places[path] = f"{origin}:{line}"
-    return Draft(origin, data or {}, places)
+    return places
 
 
 def _lines(node: yaml.Node, path: tuple = ()) -> Iterator[tuple[tuple, int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 from timm.layers import Conv2dSame, pad_same
+from timm.layers import Linear as TimmLinear
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
@@ -44,6 +45,7 @@ class BinaryConv2d(nn.Module):
 BINARY_FORM = {
     nn.Linear: BinaryLinear,
     NonDynamicallyQuantizableLinear: BinaryLinear,  # the out_proj of nn.MultiheadAttention
+    TimmLinear: BinaryLinear,  # nn.Linear that casts under TorchScript; MobileNet's head
     nn.Conv2d: BinaryConv2d,
     Conv2dSame: BinaryConv2d,
 }

@@ -22,6 +22,7 @@ from binarize_cli.errors import InputError
 from binarize_cli.files import atomic
 
 FORMAT = 1
+KEYS = {"model", "preprocessing", "method", "task", "recipe", "layers", "accuracy", "data", "provenance"}
 BITS, SCALE = ".weight_bits", ".weight_scale"
 
 
@@ -54,7 +55,7 @@ def read(path: Path) -> PackedFile:
         with safe_open(path, framework="np") as file:
             document = _document(path, file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
         reason = str(error).removeprefix("Error while deserializing header: ")
         hint = "The file is truncated, or no safetensors file at all."
         raise InputError(f"cannot be read ({reason})", where=str(path), hint=hint) from None
@@ -71,6 +72,9 @@ def _document(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     except (ValueError, TypeError, KeyError):
         raise InputError("its bnnpp document is damaged", where=str(path)) from None
     if number != FORMAT:
-        hint = "Update bnnpp: pip install -U bnnpp."
+        newer = isinstance(number, int) and number > FORMAT
+        hint = "Update bnnpp: pip install -U bnnpp." if newer else None
         raise InputError(f"format {number}; this bnnpp reads format {FORMAT}", where=str(path), hint=hint)
+    if KEYS - document.keys():
+        raise InputError("its bnnpp document is damaged", where=str(path))
     return document

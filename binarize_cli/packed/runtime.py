@@ -31,8 +31,8 @@ class PackedWeight(nn.Module):
             signs = torch.from_numpy(unpack(self.bits.cpu().numpy(), self.shape)).to(self.scale.device)
             dense = signs * self.scale.view(-1, *[1] * (len(self.shape) - 1))
             # The layout of all other convolutions: with another one the last bit of a sum may differ.
-            layout = torch.channels_last if dense.dim() == 4 else torch.contiguous_format
-            self._dense = dense.contiguous(memory_format=layout)
+            # (`contiguous` leaves the strides of a single input channel as they are; `to` does not.)
+            self._dense = dense.to(memory_format=torch.channels_last) if dense.dim() == 4 else dense
         return self._dense
 
 
@@ -58,6 +58,8 @@ def _packed_weight(name: str, layer: nn.Module, tensors: dict[str, Tensor]) -> P
     shape = tuple(layer.weight.shape)
     bits, scale = tensors[name + BITS], tensors[name + SCALE]
     expected = (shape[0], math.ceil(math.prod(shape[1:]) / 8))
-    if bits.shape != expected or scale.shape != shape[:1]:
-        raise ValueError(f"{name} has bits {tuple(bits.shape)}, not {expected}")
+    if bits.dtype != torch.uint8 or bits.shape != expected:
+        raise ValueError(f"{name} has bits {bits.dtype} {tuple(bits.shape)}, not uint8 {expected}")
+    if not scale.is_floating_point() or scale.shape != shape[:1]:
+        raise ValueError(f"{name} has a scale {scale.dtype} {tuple(scale.shape)}, not float {shape[:1]}")
     return PackedWeight(bits, scale.float(), shape)

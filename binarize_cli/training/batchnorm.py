@@ -24,7 +24,7 @@ def reestimate(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device:
     """Replace, in place, every running statistic by its plain average over (at most 10,000) training images.
 
     The images come with the training augmentation: on clean images even a float network lost two
-    points (DESIGN.md). Only BatchNorm is in training mode meanwhile, so dropout stays off.
+    points when measured. Only BatchNorm is in training mode meanwhile, so dropout stays off.
     """
     norms = [m for m in net.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     momenta = [norm.momentum for norm in norms]

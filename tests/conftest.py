@@ -1,0 +1,159 @@
+"""What the tests share: the command called in this process, invented images, and a small fine-tuning."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from binarize_cli.cli import main
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left: its exit code and both streams."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def packed(self) -> Path:
+        """The file whose path stands alone on stdout."""
+        assert self.code == 0, self.err
+        assert self.out.count("\n") == 1, self.out
+        return Path(self.out.removesuffix("\n")).absolute()
+
+
+def _bnnpp(*words: object) -> Outcome:
+    out, err = io.StringIO(), io.StringIO()
+    argv = ["bnnpp", *map(str, words)]
+    with (
+        mock.patch.object(sys, "argv", argv),
+        mock.patch.object(
+            sys.modules["__main__"], "__package__", None
+        ),  # else it is called `python -m pytest`
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as left,
+    ):
+        main()
+    return Outcome(left.value.code or 0, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="session")
+def bnnpp() -> Callable[..., Outcome]:
+    """`bnnpp(*words)` is the command, in this process: torch's import would cost a new one seconds."""
+    return _bnnpp
+
+
+@pytest.fixture
+def empty(tmp_path, monkeypatch) -> Path:
+    """An empty working directory; no dataset is set in the environment."""
+    monkeypatch.delenv("BNNPP_DATA", raising=False)
+    place = tmp_path / "cwd"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    return place
+
+
+def invent_images(root: Path, classes: int = 3, each: int = 6, side: int = 8) -> Path:
+    """root/{train,val}/<class>/*.png: noise around a shade of the class's own, always the same."""
+    for split, seed in (("train", 0), ("val", 1)):
+        draw = np.random.default_rng(seed)
+        for number in range(classes):
+            folder = root / split / f"class{number}"
+            folder.mkdir(parents=True)
+            for i in range(each):
+                shade = 255 * (number + 0.5) / classes + draw.normal(0, 30, (side, side, 3))
+                Image.fromarray(shade.clip(0, 255).astype(np.uint8)).save(folder / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """Three classes of six images of 8 x 8 pixels, for training and as many for validation. Read it only."""
+    return invent_images(tmp_path_factory.mktemp("tiny") / "images")
+
+
+@pytest.fixture(scope="session")
+def finished(bnnpp, tmp_path_factory) -> Path:
+    """The folder of a finished run, two epochs on `digits`. Read it only."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    words = ("--dataset", "digits", "--epochs", 2, "--output", folder)
+    outcome = bnnpp("binarize", "digits_resnet", "--method", "bnn++", *words)
+    assert outcome.packed == folder / "model.safetensors"
+    return folder
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A score that is always the same, so that the last epoch counts as the best."""
+
+    top1: float = 50.0
+    loss: float = 1.0
+    images: int = 10
+
+
+@pytest.fixture(scope="session")
+def make_trainer() -> Callable[..., Any]:
+    """A small fine-tuning, built as `pipeline` builds it: an embedded model on a few digits."""
+    import torch
+
+    from binarize_cli.binarize.convert import binarize
+    from binarize_cli.binarize.quantizer import WeightQuantizer
+    from binarize_cli.data.digits import open_digits
+    from binarize_cli.data.loaders import Batches, train_transform
+    from binarize_cli.models.load import load
+    from binarize_cli.models.names import resolve
+    from binarize_cli.pipeline import choose_layers
+    from binarize_cli.recipe import Distill, Recipe, Train
+    from binarize_cli.training.loop import Trainer
+    from binarize_cli.training.objective import Objective
+
+    source = open_digits(None, need_train=True)
+
+    def make(
+        folder: Path,
+        method: str = "bnn++",
+        model: str = "digits_resnet",
+        *,
+        images: int = 32,
+        score: Callable = lambda net: Scored(),
+        objective: Callable | None = None,
+        **train: Any,
+    ) -> Trainer:
+        """Batches of 8, the same random weights each time; `train` are keys of that section of a recipe."""
+        torch.manual_seed(0)
+        rule = Train(**{"epochs": 1, "batch_size": 8, "amp": "off", "lr": 1e-3, **train})
+        recipe = Recipe(method=method, train=rule)
+        float_model = load(resolve(model), pretrained=False)
+        net, quantizer = float_model.net, None
+        if method != "float":
+            quantizer = WeightQuantizer(recipe)
+            binarize(net, choose_layers(net, float_model, recipe), quantizer)
+        split = source.train.subset(range(0, len(source.train), len(source.train) // images)[:images])
+        transform = train_transform(float_model.preprocessing, recipe.augment, source)
+        return Trainer(
+            net,
+            stage="binary" if quantizer else "float",
+            quantizer=quantizer,
+            batches=Batches(split, transform, batch_size=rule.batch_size, seed=rule.seed),
+            objective=objective or Objective(Distill(), None, rule.smoothing),
+            train=rule,
+            classes=10,
+            device=torch.device("cpu"),
+            score=score,
+            folder=folder,
+        )
+
+    return make

@@ -1,0 +1,575 @@
+"""Fine-tuning: what is minimised, schedules in time, hardening, resuming, and what stops it."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from binarize_cli.binarize.layers import BinaryLinear
+from binarize_cli.binarize.quantizer import WeightQuantizer
+from binarize_cli.binarize.weights import LatentWeight
+from binarize_cli.errors import Diverged, InputError, Interrupted
+from binarize_cli.quantizers.functions import sign
+from binarize_cli.recipe import Distill, Recipe, Train
+from binarize_cli.training import state
+from binarize_cli.training.batchnorm import reestimate, reestimate_if_better
+from binarize_cli.training.flips import FlipCounter
+from binarize_cli.training.objective import Objective, distillation
+from binarize_cli.training.optimizer import check_optimizer, make_optimizer, make_scheduler
+from binarize_cli.training.precision import autocast_type, find_device
+from binarize_cli.training.stop import StopRequest
+
+CPU = torch.device("cpu")
+TIMED = ("seconds", "images_per_second")
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def log_softmax(x: np.ndarray) -> np.ndarray:
+    return x - x.max(1, keepdims=True) - np.log(np.exp(x - x.max(1, keepdims=True)).sum(1, keepdims=True))
+
+
+# --- what is minimised -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 7.5])
+def test_distillation_is_the_formula(temperature):
+    student, teacher = draw(6, 10), 3 * draw(6, 10, seed=1)
+    p, q = (log_softmax(x.numpy().astype(float) / temperature) for x in (teacher, student))
+    expected = temperature**2 * (np.exp(p) * (p - q)).sum(1).mean()
+    assert float(distillation(student, teacher, temperature)) == pytest.approx(expected, rel=1e-5)
+    assert float(distillation(teacher, teacher, temperature)) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_objective_mixes_cross_entropy_and_distillation():
+    teacher = nn.Linear(4, 10)
+    inputs, logits, targets = draw(6, 4), draw(6, 10, seed=1), torch.arange(6)
+    loss = Objective(Distill(weight=0.3, temperature=4.0), teacher, 0.0)(inputs, logits, targets)
+    entropy = -log_softmax(logits.numpy())[np.arange(6), np.arange(6)].mean()
+    distance = float(distillation(logits, teacher(inputs).detach(), 4.0))
+    assert float(loss) == pytest.approx(0.7 * entropy + 0.3 * distance, rel=1e-5)
+    assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
+
+
+@pytest.mark.parametrize(("weight", "taught"), [(0.0, True), (0.5, False)])
+def test_without_a_teacher_or_a_weight_for_it_cross_entropy_is_whole(weight, taught):
+    logits, targets = draw(6, 10), torch.arange(6)
+    objective = Objective(Distill(weight=weight), nn.Linear(4, 10) if taught else None, 0.0)
+    entropy = -log_softmax(logits.numpy())[np.arange(6), np.arange(6)].mean()
+    assert float(objective(draw(6, 4), logits, targets)) == pytest.approx(entropy, rel=1e-5)
+
+
+def test_the_objective_takes_the_soft_targets_of_mixup():
+    logits = draw(6, 10)
+    soft = torch.softmax(draw(6, 10, seed=2), dim=1)
+    loss = Objective(Distill(), None, 0.0)(draw(6, 4), logits, soft)
+    expected = -(soft.numpy() * log_softmax(logits.numpy())).sum(1).mean()
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_loss_is_float32_whatever_the_logits_are():
+    loss = Objective(Distill(), nn.Linear(4, 10), 0.0)(draw(6, 4), draw(6, 10).bfloat16(), torch.arange(6))
+    assert loss.dtype == torch.float32
+
+
+@pytest.mark.parametrize("mixup", [0.0, 0.5])
+def test_targets_are_smoothed_once_with_and_without_mixup(mixup, make_trainer, tmp_path):
+    """The gradient of cross-entropy at the logits is softmax - target, which shows the target in force."""
+    seen = []
+
+    def spy(inputs, logits, targets):
+        logits.retain_grad()
+        loss = rule(inputs, logits, targets)
+        gradient = torch.autograd.grad(loss, logits, retain_graph=True)[0]
+        seen.append(torch.softmax(logits.detach(), 1) - len(logits) * gradient)
+        return loss
+
+    rule = Objective(Distill(), None, 0.2)
+    make_trainer(tmp_path, objective=spy, mixup=mixup, smoothing=0.2).run()
+    lowest = torch.cat(seen).amin(dim=1)
+    torch.testing.assert_close(lowest, torch.full_like(lowest, 0.2 / 10), rtol=0, atol=1e-5)
+
+
+# --- schedules in time -----------------------------------------------------------------------------------
+
+
+def rates(sched: str, steps: int = 100, **train) -> np.ndarray:
+    rule = Train(sched=sched, **train)
+    net = nn.Linear(3, 3)
+    optimizer = make_optimizer(net, rule)
+    scheduler = make_scheduler(optimizer, rule, steps)
+    found = []
+    for number in range(steps):
+        scheduler.step_update(number)
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+    return np.array(found)
+
+
+SHAPES = {
+    "cosine": lambda t: (1 + np.cos(np.pi * t)) / 2,
+    "linear": lambda t: 1 - t,
+    "constant": np.ones_like,
+}
+
+
+@pytest.mark.parametrize("sched", SHAPES)
+def test_the_learning_rate_warms_up_and_then_follows_its_shape(sched):
+    lr, low = 0.1, 1e-3
+    found = rates(sched, lr=lr, min_lr=low, warmup=0.1)
+    np.testing.assert_allclose(found[:10], low + (lr - low) * np.arange(10) / 10, rtol=1e-9)
+    t = np.arange(10, 100) / 100
+    np.testing.assert_allclose(found[10:], low + (lr - low) * SHAPES[sched](t), rtol=1e-9)
+    assert found[-1] == (lr if sched == "constant" else pytest.approx(low, abs=0.02 * lr))
+
+
+def test_without_warm_up_the_first_step_has_the_whole_learning_rate():
+    assert rates("cosine", lr=0.1, warmup=0.0)[0] == 0.1
+
+
+def test_a_learning_rate_below_the_floor_is_not_raised_by_warm_up():
+    assert rates("constant", lr=1e-8, min_lr=1e-6, warmup=0.5).max() == 1e-8
+
+
+@pytest.mark.parametrize(("harden", "soft"), [(0.25, 15), (0.1, 18), (0.0, 20)])
+def test_f_is_sign_in_the_last_share_and_the_schedule_is_through_just_before(
+    harden, soft, make_trainer, tmp_path
+):
+    fine_tuning = make_trainer(tmp_path, images=32, epochs=5, harden=harden)
+    quantizer, rule, seen = fine_tuning.quantizer, fine_tuning.objective, []
+    x = torch.linspace(-0.01, 0.01, 7)
+
+    def spy(inputs, logits, targets):
+        seen.append((quantizer.hard, float(quantizer.values["mu"]), torch.equal(quantizer.F(x), sign(x))))
+        return rule(inputs, logits, targets)
+
+    fine_tuning.objective = spy
+    rows = fine_tuning.run()
+    hard, mu, is_sign = zip(*seen, strict=True)
+    assert len(seen) == 20 and list(hard) == list(is_sign) == [False] * soft + [True] * (20 - soft)
+    assert mu[0] == 5.0 and mu[soft - 1] == 150.0 and set(mu[soft:]) <= {150.0}
+    steps = np.diff(mu[:soft])
+    np.testing.assert_allclose(steps, steps[0], rtol=1e-4)
+    assert rows[0].parameters == "mu=5"
+    assert rows[-1].parameters == ("mu=150 F=sign" if harden else "mu=150")
+
+
+# --- bookkeeping of the loop -----------------------------------------------------------------------------
+
+
+def a_binary_layer(latents: list[list[float]]) -> nn.Module:
+    quantizer = WeightQuantizer(Recipe(method="bc"))
+    weight = torch.tensor(latents)
+    layer = nn.Linear(weight.shape[1], weight.shape[0])
+    return nn.Sequential(BinaryLinear(layer, LatentWeight(weight, quantizer)))
+
+
+def test_the_flip_ratio_counts_signs_since_the_last_look():
+    net = a_binary_layer([[1.0, -1.0, 0.5, -0.5], [2.0, 2.0, -2.0, 0.0]])
+    counter = FlipCounter(net)
+    latent = net[0].weight.latent
+    assert counter.ratio() == 0
+    with torch.no_grad():
+        latent[0, 0], latent[1, 1], latent[1, 3] = -1.0, -0.1, -0.1  # the zero counts as +1
+        latent[0, 1] = -7.0  # no flip
+    assert counter.ratio() == 3 / 8
+    assert counter.ratio() == 0
+    with torch.no_grad():
+        latent[0, 0] = 1.0
+    assert counter.ratio() == 1 / 8
+    assert FlipCounter(nn.Linear(2, 2)).ratio() is None
+
+
+def test_the_average_of_the_weights_is_what_is_scored_and_kept(make_trainer, tmp_path):
+    raw, scored = [], []
+
+    def score(net):
+        raw.append(fine_tuning.net.layer1[0].conv1.weight.latent.detach().clone())
+        scored.append(net.layer1[0].conv1.weight.latent.detach().clone())
+        return make_scored()
+
+    fine_tuning = make_trainer(
+        tmp_path, "bc", images=8, epochs=3, ema=0.9, warmup=0.0, harden=0.0, score=score
+    )
+    fine_tuning.run()
+    raw, scored = raw[::2], scored[::2]  # soft, then hard
+    average = raw[0]
+    for number in range(4):
+        average = 0.9 * average + 0.1 * raw[number] if number else average
+        torch.testing.assert_close(scored[number], average, rtol=0, atol=1e-7)
+    assert not torch.equal(raw[3], scored[3])
+    assert torch.equal(fine_tuning.net.layer1[0].conv1.weight.latent, scored[3])
+
+
+def make_scored(top1: float = 50.0):
+    from conftest import Scored
+
+    return Scored(top1)
+
+
+def test_the_network_is_left_at_its_best_hard_epoch_and_of_equals_at_the_later(make_trainer, tmp_path):
+    hard = [10.0, 60.0, 60.0, 40.0]
+    kept, calls = [], []
+
+    def score(net):
+        calls.append(fine_tuning.quantizer.hard)
+        number = (len(calls) - 1) // 2
+        kept.append(net.layer1[0].conv1.weight.latent.detach().clone())
+        return make_scored(hard[number] if calls[-1] else 99.0 - number)
+
+    fine_tuning = make_trainer(tmp_path, images=8, epochs=3, harden=0.0, warmup=0.0, score=score)
+    rows = fine_tuning.run()
+    assert calls == [False, True] * 4
+    assert [row.hard_top1 for row in rows] == hard and [row.soft_top1 for row in rows] == [99, 98, 97, 96]
+    assert torch.equal(fine_tuning.net.layer1[0].conv1.weight.latent, kept[4])
+    assert not torch.equal(kept[2], kept[4])
+
+
+def test_the_gradient_is_clipped_to_its_norm(make_trainer, tmp_path):
+    norms = []
+
+    def watch(optimizer, args, kwargs):
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
+        norms.append(float(torch.stack([g.norm() for g in gradients if g is not None]).norm()))
+
+    for clip in (0.01, None):
+        fine_tuning = make_trainer(tmp_path, images=8, clip_grad=clip)
+        fine_tuning.optimizer.register_step_pre_hook(watch)
+        fine_tuning.run()
+    assert norms[0] == pytest.approx(0.01, rel=1e-3) and norms[1] > 0.1
+
+
+# --- repeating and resuming ------------------------------------------------------------------------------
+
+
+def untimed(rows) -> list[dict]:
+    return [{key: value for key, value in vars(row).items() if key not in TIMED} for row in rows]
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    theirs = b.state_dict()
+    return all(torch.equal(tensor, theirs[name]) for name, tensor in a.state_dict().items())
+
+
+def ctrl_c_at(fine_tuning, step: int):
+    """Let SIGINT come while the `step`-th step (from 1) of this process is computed."""
+    rule, count = fine_tuning.objective, [0]
+
+    def interrupted(*args):
+        count[0] += 1
+        if count[0] == step:
+            signal.raise_signal(signal.SIGINT)
+        return rule(*args)
+
+    fine_tuning.objective = interrupted
+    return fine_tuning
+
+
+VARIANTS = {
+    "plain": {},
+    "averaged, mixed, bf16": {"ema": 0.5, "mixup": 0.4, "amp": "bf16"},
+    "transformer": {"model": "digits_vit", "opt": "sgd", "sched": "linear"},
+    "float": {"method": "float"},
+}
+
+
+@pytest.mark.parametrize("stop", [2, 4, 7, 12], ids="step {}".format)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_run_stopped_by_ctrl_c_and_resumed_ends_as_one_that_was_not(variant, stop, make_trainer, tmp_path):
+    """Four steps an epoch: 2 and 7 lie inside one, 4 and 12 are the last of one."""
+    setting = {"epochs": 3, "warmup": 0.0, "harden": 0.2} | VARIANTS[variant]
+    whole = make_trainer(tmp_path / "whole", **setting)
+    expected = whole.run()
+
+    with pytest.raises(Interrupted, match=f"after step {stop};") as left:
+        ctrl_c_at(make_trainer(tmp_path / "stopped", **setting), stop).run()
+    assert left.value.exit_code == 130 and "--resume" in str(left.value)
+    assert (tmp_path / "stopped" / state.LAST).is_file()
+
+    resumed = make_trainer(tmp_path / "stopped", **setting)
+    rows = resumed.run(resume=True)
+    assert untimed(rows) == untimed(expected) and [row.epoch for row in rows] == [0, 1, 2, 3]
+    assert same(resumed.net, whole.net)
+
+
+def test_a_run_stopped_after_every_step_ends_as_one_that_was_not(make_trainer, tmp_path):
+    setting = {"epochs": 2, "images": 24, "ema": 0.5, "mixup": 0.4}
+    whole = make_trainer(tmp_path / "whole", **setting)
+    expected = whole.run()
+    for step in range(1, 7):
+        with pytest.raises(Interrupted, match=f"after step {step};"):
+            ctrl_c_at(make_trainer(tmp_path / "stopped", **setting), 1).run(resume=True)
+    resumed = make_trainer(tmp_path / "stopped", **setting)
+    assert untimed(resumed.run(resume=True)) == untimed(expected)
+    assert same(resumed.net, whole.net)
+
+
+@pytest.mark.parametrize("at", [0, 1, 2], ids="epoch {}".format)
+def test_ctrl_c_while_scoring_is_not_forgotten(at, make_trainer, tmp_path):
+    calls = [0]
+
+    def score(net):
+        calls[0] += 1
+        if calls[0] == 2 * at + 1:  # soft and hard at each epoch
+            signal.raise_signal(signal.SIGINT)
+        return make_scored()
+
+    setting = {"epochs": 2, "harden": 0.0}
+    whole = make_trainer(tmp_path / "whole", **setting)
+    expected = whole.run()
+    with pytest.raises(Interrupted):
+        make_trainer(tmp_path / "stopped", score=score, **setting).run()
+    resumed = make_trainer(tmp_path / "stopped", **setting)
+    assert untimed(resumed.run(resume=True)) == untimed(expected)
+    assert same(resumed.net, whole.net)
+
+
+def test_a_second_ctrl_c_is_immediate_and_python_has_its_own_handling_back_afterwards():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), StopRequest() as stop:
+        assert not stop.requested
+        signal.raise_signal(signal.SIGINT)
+        assert stop.requested
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_same_seed_trains_the_same_network_and_another_seed_another(make_trainer, tmp_path):
+    runs = [make_trainer(tmp_path / str(i), seed=seed, epochs=2) for i, seed in enumerate((3, 3, 4))]
+    rows = [untimed(run.run()) for run in runs]
+    assert rows[0] == rows[1] != rows[2]
+    assert same(runs[0].net, runs[1].net) and not same(runs[0].net, runs[2].net)
+
+
+def test_a_damaged_state_is_an_input_error_that_names_it(make_trainer, tmp_path):
+    make_trainer(tmp_path, images=8).run()
+    last = tmp_path / state.LAST
+    last.write_bytes(last.read_bytes()[:5000])
+    with pytest.raises(InputError, match="cannot be read") as left:
+        make_trainer(tmp_path, images=8).run(resume=True)
+    assert str(last) in str(left.value)
+
+
+# --- divergence ------------------------------------------------------------------------------------------
+
+
+def test_divergence_names_the_step_and_the_layer(make_trainer, tmp_path):
+    fine_tuning = make_trainer(tmp_path, epochs=2)
+    with torch.no_grad():
+        fine_tuning.net.layer2[0].conv1.weight.latent[3, 0, 0, 0] = torch.nan
+    with pytest.raises(Diverged, match=r"at step 1, in layer2\.0\.conv1") as left:
+        fine_tuning.run()
+    assert left.value.exit_code == 3 and "No epoch had ended" in str(left.value)
+
+
+def test_a_gradient_that_is_not_finite_is_divergence_too(make_trainer, tmp_path):
+    fine_tuning = make_trainer(tmp_path)
+    fine_tuning.net.layer3[0].conv2.weight.latent.register_hook(lambda gradient: gradient * torch.inf)
+    before = fine_tuning.net.linear.weight.detach().clone()
+    with pytest.raises(Diverged, match=r"at step 1, in layer3\.0\.conv2"):
+        fine_tuning.run()
+    assert torch.equal(fine_tuning.net.linear.weight, before), "no step was taken with it"
+
+
+def test_divergence_keeps_the_last_good_state(make_trainer, tmp_path):
+    fine_tuning = make_trainer(tmp_path, epochs=3)
+    rule, count = fine_tuning.objective, [0]
+
+    def objective(inputs, logits, targets):
+        count[0] += 1
+        return rule(inputs, logits, targets) * (torch.nan if count[0] == 6 else 1)
+
+    fine_tuning.objective = objective
+    with pytest.raises(Diverged, match="at step 6, in the loss itself") as left:
+        fine_tuning.run()
+    kept = tmp_path / state.LAST
+    assert str(kept) in str(left.value)
+    saved = state.load(kept, CPU)
+    assert (saved["position"]["epoch"], saved["position"]["step"]) == (1, 0)
+    assert all(torch.isfinite(tensor).all() for tensor in saved["net"].values())
+
+
+def test_a_learning_rate_without_reason_is_exit_code_3(bnnpp, empty):
+    words = ("digits_resnet", "--method", "bc", "--epochs", 1, "--opt", "sgd", "--lr", "1e30")
+    left = bnnpp("binarize", *words)
+    assert (left.code, left.out) == (3, "")
+    assert "diverged at step" in left.err and "--lr" in left.err and "Traceback" not in left.err
+    assert not list(empty.rglob("model.safetensors"))
+
+
+# --- BatchNorm -------------------------------------------------------------------------------------------
+
+
+def a_normed_net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 4), nn.Dropout(0.5), nn.BatchNorm1d(4))
+
+
+def batches_of(count: int, size: int = 16) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return [(draw(size, 5, seed=i) + i, torch.zeros(size)) for i in range(count)]
+
+
+def test_reestimated_statistics_are_plain_averages_over_the_batches():
+    net, batches = a_normed_net().train(), batches_of(5)
+    net[2].momentum = 0.3
+    reestimate(net, batches, CPU)
+    weight, bias = (p.detach().numpy().astype(float) for p in net[0].parameters())
+    seen = [inputs.numpy().astype(float) @ weight.T + bias for inputs, _ in batches]  # without dropout
+    np.testing.assert_allclose(net[2].running_mean, np.mean([x.mean(0) for x in seen], axis=0), rtol=1e-5)
+    np.testing.assert_allclose(
+        net[2].running_var, np.mean([x.var(0, ddof=1) for x in seen], axis=0), rtol=1e-4
+    )
+    assert net[2].momentum == 0.3 and not any(module.training for module in net.modules())
+
+
+def test_ten_thousand_images_are_enough():
+    asked = []
+
+    def endless():
+        for inputs, targets in batches_of(9, size=2500):
+            asked.append(len(inputs))
+            yield inputs, targets
+
+    reestimate(a_normed_net(), endless(), CPU)
+    assert sum(asked) == 10_000
+
+
+@pytest.mark.parametrize(("after", "kept"), [(51.0, True), (50.0, False), (49.0, False)])
+def test_reestimation_is_undone_unless_the_held_out_accuracy_rises(after, kept):
+    net = a_normed_net().eval()
+    net[2].running_mean.fill_(7.0)
+    before = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    scores = iter([make_scored(50.0), make_scored(after)])
+    outcome = reestimate_if_better(net, batches_of(3), CPU, lambda net: next(scores))
+    unchanged = all(torch.equal(buffer, before[name]) for name, buffer in net.named_buffers())
+    assert outcome.kept == kept == (not unchanged)
+    assert outcome.to_json() == {
+        "reestimated": kept,
+        "held_out_images": 10,
+        "held_out_top1_before": 50.0,
+        "held_out_top1_after": after,
+    }
+
+
+# --- where and how ---------------------------------------------------------------------------------------
+
+
+def test_auto_precision_on_a_cpu_is_bfloat16_where_there_is_amx(monkeypatch):
+    for there, expected in ((True, torch.bfloat16), (False, None)):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda there=there: there)
+        assert autocast_type("auto", CPU) is expected
+    assert autocast_type("off", CPU) is None
+    assert autocast_type("bf16", CPU) is torch.bfloat16 and autocast_type("fp16", CPU) is torch.float16
+
+
+def test_devices_are_found_or_refused_by_name(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert find_device("auto") == find_device("cpu") == CPU
+    for text in ("gpu", "cuda:x", "cuda:-1", "mps", ""):
+        with pytest.raises(InputError, match="no device is named"):
+            find_device(text)
+    for text in ("cuda", "cuda:0"):
+        with pytest.raises(InputError, match="no CUDA device found"):
+            find_device(text)
+    with pytest.raises(InputError, match="not here") as left:
+        find_device("cpu:3")
+    assert "CUDA" not in str(left.value), "of CPUs it should speak"
+
+
+def test_devices_are_counted(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert find_device("auto").type == "cuda" and find_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(InputError, match="2 CUDA devices"):
+        find_device("cuda:2")
+
+
+def test_an_unknown_optimizer_gets_a_guess():
+    check_optimizer("adamw")
+    with pytest.raises(InputError, match="Did you mean 'adamw'"):
+        check_optimizer("adamww")
+
+
+# --- the same through the command line -------------------------------------------------------------------
+
+SHORT = ("digits_resnet", "--dataset", "digits", "--method", "bnn++", "--epochs", 2, "--batch-size", 256)
+
+
+def test_the_same_seed_packs_the_same_bytes_and_another_seed_others(bnnpp, empty):
+    packed = [bnnpp("binarize", *SHORT, "--seed", seed).packed.read_bytes() for seed in (0, 0, 1)]
+    assert packed[0] == packed[1] != packed[2]
+
+
+def test_the_same_seed_packs_the_same_bytes_from_random_weights_too(bnnpp, tiny, empty):
+    words = ("digits_vit", "--no-pretrained", "--data-dir", tiny, "--epochs", 1, "-b", 4)
+    packed = [bnnpp("binarize", *words, "--seed", seed).packed.read_bytes() for seed in (0, 0, 1)]
+    assert packed[0] == packed[1] != packed[2]
+
+
+def test_the_same_seed_packs_the_same_bytes_where_the_head_is_new(bnnpp, tiny, empty):
+    words = ("digits_vit", "--data-dir", tiny, "--epochs", 1, "-b", 4, "--set", "train.float_epochs=1")
+    packed = [bnnpp("binarize", *words).packed.read_bytes() for _ in range(2)]
+    assert packed[0] == packed[1]
+
+
+@pytest.mark.parametrize("stop", [1, 8, 10, 14], ids="step {}".format)
+def test_a_run_of_two_stages_resumes_in_either(stop, bnnpp, tiny, empty, monkeypatch):
+    """Four steps an epoch, two epochs of float fine-tuning for the new head, then two of binary."""
+    words = ("digits_resnet", "--data-dir", tiny, "--epochs", 2, "-b", 4, "--set", "train.float_epochs=2")
+    expected = bnnpp("binarize", *words, "--output", "whole").packed
+
+    whole_call, count = Objective.__call__, [0]
+
+    def call(*args):
+        count[0] += 1
+        if count[0] == stop:
+            signal.raise_signal(signal.SIGINT)
+        return whole_call(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Objective, "__call__", call)
+        left = bnnpp("binarize", *words, "--output", "stopped")
+    assert (left.code, left.out) == (130, "") and "--resume" in left.err
+    assert not (empty / "stopped" / "model.safetensors").exists()
+    resumed = bnnpp("binarize", *words, "--output", "stopped", "--resume").packed
+    assert resumed.read_bytes() == expected.read_bytes()
+    ours, theirs = (list(csv.DictReader((p.parent / "log.csv").open())) for p in (resumed, expected))
+    for row in ours + theirs:
+        for key in TIMED:
+            del row[key]
+    assert ours == theirs and [row["stage"] for row in ours] == ["float"] * 3 + ["binary"] * 3
+
+
+def test_ctrl_c_leaves_a_real_process_with_130_and_resume_ends_as_if_it_had_not_come(bnnpp, empty):
+    words = ["binarize", *map(str, SHORT), "--set", "train.epochs=6"]
+    program = [sys.executable, "-m", "binarize_cli", *words, "--output", "stopped"]
+    root = str(Path(__file__).parents[1])
+    child = subprocess.Popen(
+        program,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": root},
+    )
+    for line in child.stderr:
+        if "epoch 1/6" in line:
+            child.send_signal(signal.SIGINT)
+            break
+    out, err = child.communicate(timeout=120)
+    assert (child.returncode, out) == (130, "")
+    assert "Ctrl-C" in err and "--resume" in err and "Traceback" not in err
+    resumed = bnnpp(*words, "--output", "stopped", "--resume").packed
+    whole = bnnpp(*words, "--output", "whole").packed
+    assert resumed.read_bytes() == whole.read_bytes()
