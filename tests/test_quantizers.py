@@ -8,12 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy import special
 from scipy.special import expit
 
 from binarize_cli.errors import InputError
 from binarize_cli.quantizers import functions as q
 from binarize_cli.quantizers.autograd import ForwardBackward
-from binarize_cli.quantizers.methods import METHODS, UPDATES, find_method
+from binarize_cli.quantizers.method import UPDATES
+from binarize_cli.quantizers.methods import METHODS, find_method
 from binarize_cli.quantizers.schedules import Schedule, constant
 
 # --- references, from the papers' formulas, in float64 ---
@@ -44,7 +46,31 @@ def linear_quantizer(x, rho, rho_prime=None):
     return sign(x) * np.minimum(1, rho_prime + (1 - rho_prime) * np.abs(x) / (1 - rho))
 
 
+def polynomial(x, mu=1.0):
+    z = mu * x
+    return np.where(np.abs(z) <= 1, sign(z) * (2 * np.abs(z) - z**2), sign(z))
+
+
+def polynomial_slope(x, mu=1.0):
+    z = mu * x
+    return np.where(np.abs(z) <= 1, mu * (2 - 2 * np.abs(z)), 0)
+
+
+def ede_slope(x, t):
+    return max(1 / t, 1) * t * (1 - np.tanh(t * x) ** 2)
+
+
+def parq(x, s):
+    return sign(x) if s == 0 else np.clip(x / s, -1, 1) + (x == 0) * 0.0
+
+
+def soft_threshold(x, lam):
+    off = np.abs(x) - 1
+    return sign(x) * (1 + np.sign(off) * np.maximum(np.abs(off) - lam, 0))
+
+
 MU, RHO = st.floats(0.25, 150, width=16), st.floats(0, 10, width=16)  # the same number in every float type
+SHARE = st.floats(0, 1, width=16)
 PAIRS = {
     "sign": (q.sign, sign, None),
     "identity": (q.identity, lambda x: x, None),
@@ -53,6 +79,18 @@ PAIRS = {
     "sign_swish": (q.sign_swish, sign_swish, MU),
     "sign_swish_slope": (q.sign_swish_slope, sign_swish_slope, MU),
     "linear_quantizer": (q.linear_quantizer, linear_quantizer, RHO),
+    "polynomial": (q.polynomial, polynomial, MU),
+    "polynomial_slope": (q.polynomial_slope, polynomial_slope, MU),
+    "tanh": (q.tanh, lambda x, t: np.tanh(t * x), MU),
+    "tanh_slope": (q.tanh_slope, lambda x, t: t * (1 - np.tanh(t * x) ** 2), MU),
+    "ede_slope": (q.ede_slope, ede_slope, MU),
+    "softsign": (q.softsign, lambda x, k: k * x / (1 + np.abs(k * x)), MU),
+    "softsign_slope": (q.softsign_slope, lambda x, k: k / (1 + np.abs(k * x)) ** 2, MU),
+    "erf": (q.erf, lambda x, k: special.erf(k * x), MU),
+    "erf_slope": (q.erf_slope, lambda x, k: 2 * k / np.pi**0.5 * np.exp(-((k * x) ** 2)), MU),
+    "parq": (q.parq, parq, st.floats(0.0625, 1, width=16)),
+    "binary_relax": (q.binary_relax, lambda x, theta: (1 - theta) * x + theta * sign(x), SHARE),
+    "soft_threshold": (q.soft_threshold, soft_threshold, st.floats(0, 4, width=16)),
 }
 
 
@@ -162,7 +200,8 @@ TABLE = {  # method -> F, B, update, schedule; bnn++'s end is ours to choose
 
 
 def test_the_registry_holds_the_methods_of_the_design():
-    assert list(METHODS) == list(TABLE)
+    rest = ["pq", "rpc", "poly", "poly+", "ede", "ede+", "parq", "binary-relax", "pc++"]
+    assert list(METHODS) == [*TABLE, *rest]
 
 
 @pytest.mark.parametrize("name", TABLE)

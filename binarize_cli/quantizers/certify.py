@@ -120,25 +120,25 @@ def _examine(method: Method, values: Mapping[str, float]) -> tuple[Fault | None,
     B = np.ones_like if method.maps else partial(method.B, values=values)
     rise, b = np.diff(F(x)), B(x)
     jump = _atoms(F, x[:-1], x[1:], rise)
-    peak = np.abs(b).max()
-    slope = _slopes(b, B((x[:-1] + x[1:]) / 2), jump)
+    peak = max(np.abs(b).max(), 1.0)  # a B that has vanished everywhere is constant, not noise
+    slope = _slopes(b, B((x[:-1] + x[1:]) / 2))
     moving, dead = np.abs(rise) > ZERO, np.abs(slope) <= ZERO * peak
     turning = (b[:-1] * b[1:] < 0) & ~jump  # B passes through 0 where F turns round: dF / B is 0 / 0 there
     if (stuck := dead & moving & ~turning & ~jump).any():
         return Fault("F moves where B is 0", _first_run(x, stuck)), ""
     growth = np.where(dead | ~moving | turning, 0.0, rise / np.where(dead, 1.0, slope))
-    growth = np.where(jump & dead, np.abs(rise), growth)  # T is free to rise between the two sides of a jump
+    # P skips what lies between the two sides of a jump: T is free there, and its slopes say nothing of dP.
+    growth = np.where(jump, np.abs(rise), growth)
     if (falling := growth < -ZERO).any():
         return Fault("P = integral dF / B decreases", _first_run(x, falling)), ""
     flat = ~(growth > 0) & ~(turning & moving)
     return _level_sets(x, F, B, flat, peak), _name(x, growth, jump | turning, values)
 
 
-def _slopes(ends: np.ndarray, middle: np.ndarray, jump: np.ndarray) -> np.ndarray:
-    """B for each interval: in its middle; at a jump the mean of both sides; where B just ends, its end."""
+def _slopes(ends: np.ndarray, middle: np.ndarray) -> np.ndarray:
+    """B for each interval: in its middle, or, where B ends inside the interval, at the side it comes from."""
     left, right = ends[:-1], ends[1:]
-    larger = np.where(np.abs(left) > np.abs(right), left, right)
-    return np.where(jump, (left + right) / 2, np.where(middle == 0, larger, middle))
+    return np.where(middle == 0, np.where(np.abs(left) > np.abs(right), left, right), middle)
 
 
 def _atoms(F, low: np.ndarray, high: np.ndarray, rise: np.ndarray) -> np.ndarray:

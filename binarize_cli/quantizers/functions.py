@@ -112,13 +112,13 @@ def ede_slope(x, t):
 
 def softsign(x, k):
     """k x / (1 + |k x|)."""
-    z = k * x
-    return z / (1 + library(x).abs(z))
+    return x / (library(x).ones_like(x) / k + library(x).abs(x))  # k x might overflow float16
 
 
 def softsign_slope(x, k):
     """d softsign / dx = k / (1 + |k x|)^2."""
-    return k / (1 + library(x).abs(k * x)) ** 2
+    inverse = library(x).ones_like(x) / k
+    return inverse / (inverse + library(x).abs(x)) ** 2
 
 
 def erf(x, k):
@@ -130,13 +130,14 @@ def erf(x, k):
 
 def erf_slope(x, k):
     """d erf(k x) / dx = 2 k / sqrt(pi) exp(-(k x)^2)."""
-    return 2 * k / math.sqrt(math.pi) * library(x).exp(-((k * x) ** 2))
+    return library(x).exp(-((k * x) ** 2)) * (2 / math.sqrt(math.pi)) * k
 
 
 def parq(x, s):
     """clip(x / s, -1, 1), and sign(x) at s = 0: PARQ's proximal map (Jin et al. 2025)."""
     xp = library(x)
-    return xp.where(xp.abs(x) >= s, sign(x), x / (s + 1e-30))
+    outside, ones = xp.abs(x) >= s, xp.ones_like(x)
+    return xp.where(outside, sign(x), x / xp.where(outside, ones, s * ones))
 
 
 def binary_relax(x, theta):
