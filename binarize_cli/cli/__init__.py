@@ -11,9 +11,11 @@ import typer
 from binarize_cli import __version__
 from binarize_cli.cli import recipes
 from binarize_cli.cli.binarize import binarize
+from binarize_cli.cli.compare import compare
 from binarize_cli.cli.evaluate import evaluate
 from binarize_cli.cli.inspect import inspect
 from binarize_cli.cli.methods import methods
+from binarize_cli.cli.theory import theory
 from binarize_cli.console import screen
 from binarize_cli.errors import BnnppError, InputError, did_you_mean
 
@@ -28,8 +30,10 @@ app = typer.Typer(
 )
 app.command()(binarize)
 app.command(name="eval")(evaluate)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(compare)
 app.command()(inspect)
 app.command()(methods)
+app.command()(theory)
 app.add_typer(recipes.app, name="recipes")
 
 

@@ -44,6 +44,9 @@ def methods(
     certify_: Annotated[
         bool, typer.Option("--certify", help="Decide whether the pair is principled, and say why.")
     ] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="All cards as one page, which recipes/methods.md is.")
+    ] = False,
     as_json: o.Json = False,
 ) -> None:
     """The methods: forward quantizer F, backward quantizer B, schedules, guarantees, sources.
@@ -71,7 +74,10 @@ def methods(
         }
         if flag := next((flag for flag, value in given.items() if value), None):
             raise InputError(f"{flag} goes with one method", hint=f"Try: bnnpp methods bnn++ {flag} ...")
-        _print_all(as_json)
+        if markdown:
+            result(_page_of_cards())
+        else:
+            _print_all(as_json)
         return
     method = with_parts(find_method(name), map_name, transform)
     if certify_:
@@ -144,21 +150,39 @@ def _print_certificate(method: Method, as_json: bool) -> None:
     out.print(f"{certificate.explanation}.\n{certificate.ending}.", markup=False)
 
 
+def _lines(method: Method) -> dict[str, str]:
+    """What a card says, line by line."""
+    return {
+        "F": method.forward_formula,
+        "B": method.backward_formula,
+        "update": UPDATES[method.update],
+        "schedules": _schedules(method, ", "),
+        "normalise": f"x = w* / n, n = {method.normalize:g} times the mean |w*| of an output channel",
+        "guarantee": _guarantee(method),
+        "when": method.when,
+        "source": method.source,
+    }
+
+
+def _page_of_cards() -> str:
+    parts = [
+        "# The methods",
+        "Written by `bnnpp methods --markdown` from the registry, `binarize_cli/quantizers/methods.py`.",
+    ]
+    for method in METHODS.values():
+        parts.append(f"## `{method.name}`: {method.title}")
+        formulas = ("F", "B", "update", "normalise")  # stars and bars in them are not Markdown's
+        lines = {k: f"`{text}`" if k in formulas else text for k, text in _lines(method).items()}
+        parts.append("\n".join(f"- **{key}**: {text}" for key, text in lines.items()))
+    return "\n\n".join(parts)
+
+
 def _print_card(method: Method) -> None:
     from binarize_cli.report.curves import sample
     from binarize_cli.report.terminal import quantizer_plot
 
     card = Table.grid(padding=(0, 2))
-    for key, text in (
-        ("F", method.forward_formula),
-        ("B", method.backward_formula),
-        ("update", UPDATES[method.update]),
-        ("schedules", _schedules(method, "\n")),
-        ("normalise", f"x = w* / n, n = {method.normalize:g} times the mean |w*| of an output channel"),
-        ("guarantee", _guarantee(method)),
-        ("when", method.when),
-        ("source", method.source),
-    ):
+    for key, text in _lines(method).items():
         card.add_row(key, escape(text))
     out = page()
     curves = sample(method, method.schedules, method.normalize)

@@ -1,0 +1,168 @@
+"""`bnnpp compare`."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shlex
+import statistics
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from binarize_cli.cli import options as o
+from binarize_cli.console import page, result, say
+from binarize_cli.errors import InputError
+from binarize_cli.files import RunFolder
+
+SCORES = ("float", "soft", "hard", "packed")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row: a method with the default recipe, or a recipe."""
+
+    label: str
+    flags: tuple[str, ...]
+
+
+def compare(
+    context: typer.Context,
+    model: o.Model,
+    methods: Annotated[
+        str | None,
+        typer.Option("--methods", help="Methods, with commas between, or 'all'.", metavar="A,B,..."),
+    ] = None,
+    recipes: Annotated[
+        str | None, typer.Option("--recipes", help="Recipes to add as rows of their own.", metavar="A,B,...")
+    ] = None,
+    seeds: Annotated[
+        str, typer.Option("--seeds", help="Seeds, with commas between.", metavar="N,N,...")
+    ] = "0",
+    output: o.Output = None,
+    as_json: o.Json = False,
+) -> None:
+    """One table of several methods on the same model and data: a run for each method and seed.
+
+    All other flags are those of 'bnnpp binarize'. A run that has finished is read, not repeated; one that
+    was interrupted is resumed.
+
+    bnnpp compare digits_vit --methods all --seeds 0,1,2
+
+    bnnpp compare resnet20 --methods bc,bnn++ --recipes paper/bnn++ --data-dir cifar10 --epochs 3
+    """
+    entries = _entries(methods, recipes)
+    numbers = _seeds(seeds)
+    folder = output or Path("runs") / f"compare-{model.replace('/', '-')}"
+    rows = []
+    for entry in entries:
+        reports = [_report(context, model, entry, seed, folder) for seed in numbers]
+        rows.append(_row(entry, reports))
+    if as_json:
+        result(json.dumps({"model": model, "seeds": numbers, "rows": rows}))
+    else:
+        page().print(_table(rows))
+
+
+def _entries(methods: str | None, recipes: str | None) -> list[Entry]:
+    """The rows asked for, every name checked before the first run starts."""
+    from binarize_cli import recipe
+    from binarize_cli.quantizers.methods import METHODS, find_method
+
+    names = list(METHODS) if methods == "all" else _words(methods)
+    files = _words(recipes)
+    for name in names:
+        find_method(name, where="--methods")
+    for file in files:
+        recipe.read(file).validate()
+    if not (names or files):
+        hint = "For instance --methods all, or --methods bc,bnn++."
+        raise InputError("nothing to compare: give --methods or --recipes", hint=hint)
+    return [Entry(n, ("--method", n)) for n in names] + [Entry(f, ("--recipe", f)) for f in files]
+
+
+def _words(text: str | None) -> list[str]:
+    return [word.strip() for word in (text or "").split(",") if word.strip()]
+
+
+def _seeds(text: str) -> list[int]:
+    words = _words(text)
+    if not words or not all(word.isdigit() for word in words):
+        raise InputError(f"'{text}' is no list of seeds", where="--seeds", hint="For instance --seeds 0,1,2.")
+    return [int(word) for word in words]
+
+
+def _report(context: typer.Context, model: str, entry: Entry, seed: int, folder: Path) -> dict[str, Any]:
+    """The report of one run: finished before, or made now by `bnnpp binarize`, called as a user would."""
+    run = RunFolder(folder / f"{entry.label.replace('/', '-').removesuffix('.yaml')}-{seed}")
+    if run.finished:
+        say(f"{entry.label}, seed {seed}: finished before, in {run.path}")
+    else:
+        words = [
+            "binarize",
+            model,
+            *entry.flags,
+            "--seed",
+            str(seed),
+            "--output",
+            str(run.path),
+            *context.args,
+        ]
+        if run.started:
+            words.append("--resume")
+        say(f"{entry.label}, seed {seed}: bnnpp {shlex.join(words)}")
+        _call(words)
+    return json.loads(run.report.read_text())
+
+
+def _call(words: list[str]) -> None:
+    from binarize_cli.cli import app
+
+    before, sys.argv = sys.argv, ["bnnpp", *words]  # the report records the command line
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # the path of each file is no result of this command
+            app(words, standalone_mode=False)
+    finally:
+        sys.argv = before
+
+
+def _row(entry: Entry, reports: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and spread (half the range) over seeds of each top-1, and of the signs that flipped in all."""
+    row: dict[str, Any] = {"row": entry.label, "method": reports[0]["method"]}
+    for name in SCORES:
+        scored = [report["accuracy"][name] for report in reports]
+        row[name] = _spread([score["top1"] for score in scored]) if all(scored) else None
+    flips = [[100 * e["flip_ratio"] for e in r["epochs"] if e["flip_ratio"] is not None] for r in reports]
+    row["flips"] = _spread([sum(each) for each in flips]) if all(flips) else None
+    row["minutes"] = round(sum(report["provenance"]["seconds"] for report in reports) / 60, 1)
+    row["commands"] = [report["command"] for report in reports]
+    return row
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    half = (max(values) - min(values)) / 2
+    return {"mean": round(statistics.fmean(values), 2), "spread": round(half, 2)}
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(box=box.SIMPLE)
+    table.add_column("method or recipe")
+    for column in ("float", "soft", "hard", "packed file", "flips %", "minutes"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        cells = [_cell(row[name]) for name in (*SCORES, "flips")]
+        table.add_row(escape(row["row"]), *cells, str(row["minutes"]))
+    return table
+
+
+def _cell(value: dict[str, float] | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value['mean']:.2f}" + (f" ± {value['spread']:.2f}" if value["spread"] else "")

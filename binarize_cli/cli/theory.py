@@ -1,0 +1,59 @@
+"""`bnnpp theory`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.table import Table
+
+from binarize_cli.cli import options as o
+from binarize_cli.console import page, result
+
+
+def theory(
+    problems: Annotated[
+        int, typer.Option("--problems", help="How many problems, by seed from 0.", min=1)
+    ] = 20,
+    steps: Annotated[int, typer.Option("--steps", help="Steps of SGD.", min=1)] = 1000,
+    as_json: o.Json = False,
+) -> None:
+    """How close each method comes to the best binary solution of small least-squares problems.
+
+    min |A w - b|^2 over w in {-1, 1}^10, where enumeration knows the answer: the share of problems solved to
+    the optimum, and how far the loss ends above the best one, in per cent.
+
+    bnnpp theory --problems 20
+    """
+    from binarize_cli.quantizers.certify import certify
+    from binarize_cli.quantizers.methods import METHODS
+    from binarize_cli.training.least_squares import make_problems, solve
+
+    drawn = make_problems(problems)
+    best = drawn.best()
+    rows = []
+    for name, method in METHODS.items():
+        if method.binary:
+            excess = 100 * (drawn.loss(solve(name, drawn, steps)) / best - 1)
+            rows.append(
+                {
+                    "method": name,
+                    "guarantee": certify(method).verdict,
+                    "solved": round(100 * float((excess < 1e-6).double().mean()), 1),
+                    "mean_excess": round(float(excess.mean()), 2),
+                    "worst_excess": round(float(excess.max()), 2),
+                }
+            )
+    if as_json:
+        result(json.dumps({"problems": problems, "steps": steps, "rows": rows}))
+        return
+    table = Table(box=box.SIMPLE)
+    for column in ("method", "guarantee"):
+        table.add_column(column)
+    for column in ("solved %", "mean excess %", "worst excess %"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(*(f"{value:.1f}" if isinstance(value, float) else value for value in row.values()))
+    page().print(table)

@@ -1,0 +1,65 @@
+"""Binary least squares: a problem small enough to know the best binary solution, to hold each method against.
+
+min |A w - b|^2 / (2 m) over w in {-1, 1}^d: convex in w, so ProxConnect's guarantee is about it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from binarize_cli.binarize.quantizer import WeightQuantizer
+from binarize_cli.binarize.weights import LatentWeight
+from binarize_cli.quantizers.functions import sign
+from binarize_cli.recipe import Quantizer, Recipe
+from binarize_cli.training.updates import update_rule
+
+
+@dataclass(frozen=True)
+class Problems:
+    """n problems of m equations in d unknowns, in float64."""
+
+    A: Tensor  # [n, m, d]
+    b: Tensor  # [n, m]
+
+    def loss(self, w: Tensor) -> Tensor:
+        """Of w [n, d], each problem by itself: [n]."""
+        residual = torch.einsum("nmd,nd->nm", self.A, w) - self.b
+        return residual.square().mean(1) / 2
+
+    def best(self) -> Tensor:
+        """The least loss over all 2^d binary w, by enumeration: [n]."""
+        d = self.A.shape[2]
+        corners = 2.0 * ((torch.arange(2**d)[:, None] >> torch.arange(d)) & 1).double() - 1  # [2^d, d]
+        losses = [self.loss(w.expand(len(self.A), d)) for w in corners]
+        return torch.stack(losses).amin(0)
+
+
+def make_problems(count: int, equations: int = 20, unknowns: int = 10) -> Problems:
+    """Problem i is drawn with seed i: A and b normal, so that no binary w fits well."""
+    drawn = []
+    for seed in range(count):
+        generator = torch.Generator().manual_seed(seed)
+        A = torch.randn(equations, unknowns, generator=generator, dtype=torch.float64)
+        drawn.append((A, torch.randn(equations, generator=generator, dtype=torch.float64) * unknowns**0.5))
+    return Problems(torch.stack([A for A, _ in drawn]), torch.stack([b for _, b in drawn]))
+
+
+def solve(method: str, problems: Problems, steps: int = 1000, rate: float = 0.05) -> Tensor:
+    """The binary w [n, d] a method ends with: SGD with a falling rate on bare weights (alpha = 1, n = 1)."""
+    quantizer = WeightQuantizer(Recipe(method=method, quantizer=Quantizer(scale="none", normalize="none")))
+    start = torch.linalg.lstsq(problems.A, problems.b[..., None]).solution[..., 0]  # the float solution
+    net = nn.Sequential()
+    net.weight = LatentWeight(start, quantizer)
+    net.weight.latent.data = start.clone()  # float64
+    optimizer = torch.optim.SGD(net.parameters(), lr=rate)
+    for step in range(steps if quantizer.method.trains else 0):
+        quantizer.move_to(step / (steps - 1))
+        optimizer.param_groups[0]["lr"] = rate * (1 - step / steps)
+        optimizer.zero_grad()
+        problems.loss(net.weight()).sum().backward()
+        with update_rule(net, quantizer):
+            optimizer.step()
+    return sign(net.weight.latent.detach())

@@ -1,0 +1,83 @@
+"""`bnnpp compare` and `bnnpp theory`."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import numpy as np
+import torch
+
+from binarize_cli.quantizers.methods import METHODS
+from binarize_cli.training.least_squares import make_problems, solve
+
+
+def test_a_table_has_a_row_a_method_and_recipe_over_seeds_and_is_read_the_second_time(bnnpp, empty, tiny):
+    words = (
+        "compare",
+        "digits_resnet",
+        "--methods",
+        "bc,bnn++",
+        "--recipes",
+        "paper/bnn++",
+        "--seeds",
+        "0,1",
+    )
+    flags = ("--no-pretrained", "--data-dir", tiny, "--epochs", 1, "-b", 4)
+    first = bnnpp(*words, *flags, "--output", "all", "--json")
+    rows = json.loads(first.out)["rows"]
+    assert [row["row"] for row in rows] == ["bc", "bnn++", "paper/bnn++"]
+    scores = []
+    for seed in (0, 1):
+        report = json.loads((empty / "all" / f"bnn++-{seed}" / "report.json").read_text())
+        assert report["provenance"]["seed"] == seed
+        assert report["command"].startswith("bnnpp binarize digits_resnet --method bnn++ --seed")
+        scores.append(report["accuracy"]["packed"]["top1"])
+    assert rows[1]["packed"]["mean"] == round(float(np.mean(scores)), 2)
+    assert rows[1]["packed"]["spread"] == round(abs(scores[0] - scores[1]) / 2, 2)
+    second = bnnpp(*words, *flags, "--output", "all")
+    assert second.code == 0 and "paper/bnn++" in second.out and second.err.count("finished before") == 6
+
+
+def test_what_cannot_be_compared_is_refused_before_the_first_run(bnnpp, empty):
+    for words, said in (
+        ((), "nothing to compare"),
+        (("--methods", "bc,bcc"), "no method is named 'bcc'"),
+        (("--recipes", "papr/bc"), "no recipe is named 'papr/bc'"),
+        (("--methods", "bc", "--seeds", "x"), "no list of seeds"),
+    ):
+        outcome = bnnpp("compare", "digits_vit", *words)
+        assert outcome.code == 2 and said in outcome.err and not outcome.out
+    assert not list(empty.iterdir())
+
+
+def test_enumeration_finds_the_best_binary_solution():
+    problems = make_problems(3, equations=6, unknowns=4)
+    corners = np.array(list(itertools.product([-1.0, 1.0], repeat=4)))
+    A, b = problems.A.numpy(), problems.b.numpy()
+    for i in range(3):
+        losses = ((corners @ A[i].T - b[i]) ** 2).mean(1) / 2
+        assert np.isclose(problems.best()[i], losses.min())
+
+
+def test_the_principled_form_ends_closer_to_the_best_solution_than_its_heuristic():
+    problems = make_problems(20)
+    best = problems.best()
+    excess = {
+        name: float((problems.loss(solve(name, problems)) / best - 1).mean()) for name in ("bnn+", "bnn++")
+    }
+    assert 0 <= excess["bnn++"] < excess["bnn+"]
+
+
+def test_every_solution_is_binary_and_none_beats_the_enumeration():
+    problems = make_problems(4, unknowns=6)
+    for name in (name for name, method in METHODS.items() if method.binary):
+        w = solve(name, problems, steps=30)
+        assert set(w.unique().tolist()) <= {-1.0, 1.0}
+        assert (problems.loss(w) >= problems.best() - 1e-12).all() and torch.isfinite(w).all()
+
+
+def test_the_theory_command_has_a_row_a_binary_method(bnnpp):
+    rows = json.loads(bnnpp("theory", "--problems", 2, "--steps", 20, "--json").out)["rows"]
+    assert [row["method"] for row in rows] == [name for name, method in METHODS.items() if method.binary]
+    assert all(row["worst_excess"] >= row["mean_excess"] >= 0 for row in rows)
