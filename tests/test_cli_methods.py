@@ -15,7 +15,8 @@ from binarize_cli import recipe
 from binarize_cli.cli import recipes
 from binarize_cli.cli.methods import methods
 from binarize_cli.errors import InputError
-from binarize_cli.quantizers.methods import METHODS, UPDATES
+from binarize_cli.quantizers.method import UPDATES
+from binarize_cli.quantizers.methods import METHODS
 
 app = typer.Typer(pretty_exceptions_enable=False)
 app.command()(methods)

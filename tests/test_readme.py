@@ -21,6 +21,9 @@ def fences(language: str) -> list[str]:
 COMMANDS = [line for block in fences("sh") for line in block.splitlines()]
 
 
+COMMAND_NAMES = ("binarize", "eval", "inspect", "methods", "compare", "theory")
+
+
 def test_the_two_commands_come_first_and_all_go_through_uv():
     assert COMMANDS[:2] == ["uv run bnnpp binarize digits_vit --method bnn++", "uv run pytest"]
     assert all(line.startswith(("uv run bnnpp ", "uv run pytest")) for line in COMMANDS)
@@ -49,7 +52,7 @@ def test_the_first_command_ends_within_two_points_of_the_float_model(bnnpp, empt
 def test_every_flag_in_the_readme_exists(bnnpp):
     shown = " ".join(fences("sh") + fences("console"))
     flags = set(re.findall(r"(?<=\s)--[a-z][a-z-]+", shown))
-    known = "".join(bnnpp(command, "--help").out for command in ("binarize", "eval", "inspect", "methods"))
+    known = "".join(bnnpp(command, "--help").out for command in COMMAND_NAMES)
     known += bnnpp("recipes", "show", "--help").out
     assert flags and all(flag in known for flag in flags), [flag for flag in flags if flag not in known]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import wraps
 from importlib.metadata import entry_points
 from typing import TypeVar
 
@@ -44,6 +45,7 @@ class Transform:
 def autograd_slope(function: Callable) -> Callable:
     """The elementwise derivative of `function` in x, by torch; NumPy arrays go there and back."""
 
+    @wraps(function)  # a derivative names the parameters that its function names
     def slope(x, **values):
         import numpy as np
         import torch

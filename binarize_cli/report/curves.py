@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from binarize_cli.quantizers.methods import Method
+from binarize_cli.quantizers.method import Method
 from binarize_cli.quantizers.schedules import Schedule
 
 MOMENTS = {"start": 0.0, "middle": 0.5, "end": 1.0}
