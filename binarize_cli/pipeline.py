@@ -235,14 +235,16 @@ def make_binary(this: Run) -> None:
 
 
 def fine_tune(this: Run) -> None:
-    """Train, and score the soft network at the end of its schedule."""
-    if not this.method.trains:
+    """Train, and score the float network, or the soft one at the end of its schedule."""
+    if not (this.method.trains and this.recipe.train.epochs):
         return
     stage = "binary" if this.method.binary else "float"
     train(this, stage, this.recipe.train)
-    if this.quantizer:
-        with this.quantizer.hardened(False):
-            this.accuracy["soft"] = this.score(this.net)
+    if this.quantizer is None:
+        this.accuracy["float"] = this.score(this.net)
+        return
+    with this.quantizer.hardened(False):
+        this.accuracy["soft"] = this.score(this.net)
 
 
 def train(this: Run, stage: str, rule: Train) -> None:
@@ -272,8 +274,6 @@ def make_hard(this: Run) -> None:
         batches = this.train.epoch(0)
         this.batchnorm = reestimate_if_better(this.net, batches, this.device, this.score_held_out)
         say(str(this.batchnorm))
-    if not this.quantizer:
-        this.accuracy["float"] = this.score(this.net)  # as trained, before rounding
     harden(this.net, getattr(torch, this.recipe.pack.float_dtype))
     if this.quantizer:
         this.accuracy["hard"] = this.score(this.net)
