@@ -236,15 +236,15 @@ def make_binary(this: Run) -> None:
 
 def fine_tune(this: Run) -> None:
     """Train, and score the float network, or the soft one at the end of its schedule."""
-    if not (this.method.trains and this.recipe.train.epochs):
+    if not this.method.trains:
         return
     stage = "binary" if this.method.binary else "float"
     train(this, stage, this.recipe.train)
-    if this.quantizer is None:
+    if this.quantizer:
+        with this.quantizer.hardened(False):
+            this.accuracy["soft"] = this.score(this.net)
+    elif this.recipe.train.epochs or "float" not in this.accuracy:
         this.accuracy["float"] = this.score(this.net)
-        return
-    with this.quantizer.hardened(False):
-        this.accuracy["soft"] = this.score(this.net)
 
 
 def train(this: Run, stage: str, rule: Train) -> None:

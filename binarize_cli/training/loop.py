@@ -106,6 +106,7 @@ class Trainer:
         with StopRequest() as stop, Display(self.stage, self.steps, done) as display:
             if not self.rows:
                 self._finish_epoch(0, display)
+                on_epoch(self.rows)
             while self.at.epoch < self.train.epochs:
                 self._epoch(stop, display)
                 self._finish_epoch(self.at.epoch + 1, display)
