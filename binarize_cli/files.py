@@ -122,8 +122,9 @@ def choose_run(name: str, output: Path | None, resume: bool, overwrite: bool) ->
 
 def _explicit(run: RunFolder, resume: bool, overwrite: bool) -> RunFolder:
     where = str(run.path)
-    if run.path.exists() and not run.path.is_dir():
-        raise InputError("is a file, not a folder", where=where, hint="Give --output a folder.")
+    there = next(place for place in (run.path, *run.path.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise InputError(f"{there} is a file, not a folder", where=where, hint="Give --output a folder.")
     if run.finished and not overwrite:
         hint = "Choose another --output, or say --overwrite."
         raise InputError("holds a finished run", where=where, hint=hint)

@@ -20,6 +20,7 @@ from binarize_cli.console import say, show
 from binarize_cli.data.decode import decode
 from binarize_cli.data.loaders import Batches, ScoreBatches, hold_out, resolve_augment, train_transform
 from binarize_cli.data.sources import Source, open_source
+from binarize_cli.errors import InputError
 from binarize_cli.evaluation import Measurement, measure
 from binarize_cli.files import RunFolder, check_same_run, check_space, choose_run, write_text
 from binarize_cli.models.classes import adapt_head
@@ -142,6 +143,9 @@ def plan(job: Job) -> Run:
     augment = resolve_augment(job.recipe.augment, model.preprocessing, source)
     recipe = job.recipe.model_copy(update={"augment": augment})
     train, val, held_out = prepare(job, recipe, model, source, device)
+    if (recipe.train.mixup or recipe.train.cutmix) and train.batch_size % 2:
+        what = f"mixup and cutmix take images in pairs, and a batch has {train.batch_size}: it must be even"
+        raise InputError(what, where="train.mixup", hint="Choose an even --batch-size.")
     check_space(folder.path, needed=8 * sum(p.nbytes for p in net.parameters()))
     return Run(
         job,
@@ -177,6 +181,8 @@ def prepare(
     held_out = None
     if recipe.train.reestimate_batchnorm and recipe.train.hold_out and has_batchnorm(model.net):
         train, aside = hold_out(train, recipe.train.hold_out, recipe.train.seed)
+        if not len(train):
+            raise InputError("leaves no image to train on", where="train.hold_out", hint="Lower it.")
         held_out = ScoreBatches(aside, model.preprocessing, size, **options)
     transform = train_transform(model.preprocessing, recipe.augment, source)
     batches = Batches(train, transform, batch_size=size, seed=recipe.train.seed, **options)
@@ -198,6 +204,7 @@ def begin(this: Run) -> None:
     identity = {
         "model": f"{this.model.source}/{this.model.name}",
         "weights": this.model.weights_sha256,
+        "input_size": list(this.model.preprocessing.input_size),
         "dataset": this.source.fingerprint,
         "recipe": this.recipe.model_dump(mode="json"),
     }

@@ -329,6 +329,20 @@ def test_an_unfinished_run_is_neither_lost_nor_resumed_as_another(bnnpp, refused
     assert packed.read_bytes() == (finished / "model.safetensors").read_bytes()
 
 
+def test_a_run_is_not_resumed_with_another_image_size(refused, empty, finished):
+    shutil.copytree(finished, empty / "run")
+    (empty / "run" / "report.json").unlink()
+    words = ("--dataset", "digits", "--epochs", 2, "--output", "run", "--resume", "--img-size", 16)
+    said = refused("binarize", "digits_resnet", *words)
+    assert "started with something else" in said and "input_size" in said
+
+
+def test_a_set_smaller_than_what_is_held_out_is_refused(refused, tiny):
+    words = ("--no-pretrained", "--data-dir", tiny, "--set", "train.hold_out=0.99")
+    said = refused("binarize", "digits_resnet", *words)
+    assert "train.hold_out" in said
+
+
 def test_resume_finds_the_newest_unfinished_run_by_itself(bnnpp, refused, empty, finished):
     for name in ("", "-2", "-3"):
         shutil.copytree(finished, empty / "runs" / f"digits_resnet-bnn++-bw{name}")

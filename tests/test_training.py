@@ -284,11 +284,11 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("stop", [2, 4, 7, 12], ids="step {}".format)
+@pytest.mark.parametrize("stop", [1, 2, 5, 6], ids="step {}".format)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_run_stopped_by_ctrl_c_and_resumed_ends_as_one_that_was_not(variant, stop, make_trainer, tmp_path):
-    """Four steps an epoch: 2 and 7 lie inside one, 4 and 12 are the last of one."""
-    setting = {"epochs": 3, "warmup": 0.0, "harden": 0.2} | VARIANTS[variant]
+    """Two steps an epoch: 1 and 5 lie inside one, 2 and 6 are the last of one."""
+    setting = {"epochs": 3, "images": 16, "warmup": 0.0, "harden": 0.2} | VARIANTS[variant]
     whole = make_trainer(tmp_path / "whole", **setting)
     expected = whole.run()
 
@@ -504,7 +504,7 @@ def test_an_unknown_optimizer_gets_a_guess():
 
 # --- the same through the command line -------------------------------------------------------------------
 
-SHORT = ("digits_resnet", "--dataset", "digits", "--method", "bnn++", "--epochs", 2, "--batch-size", 256)
+SHORT = ("digits_resnet", "--dataset", "digits", "--method", "bnn++", "--epochs", 1, "--batch-size", 256)
 
 
 def test_the_same_seed_packs_the_same_bytes_and_another_seed_others(bnnpp, empty):
@@ -524,12 +524,20 @@ def test_the_same_seed_packs_the_same_bytes_where_the_head_is_new(bnnpp, tiny, e
     assert packed[0] == packed[1]
 
 
-@pytest.mark.parametrize("stop", [1, 8, 10, 14], ids="step {}".format)
-def test_a_run_of_two_stages_resumes_in_either(stop, bnnpp, tiny, empty, monkeypatch):
-    """Four steps an epoch, two epochs of float fine-tuning for the new head, then two of binary."""
-    words = ("digits_resnet", "--data-dir", tiny, "--epochs", 2, "-b", 4, "--set", "train.float_epochs=2")
-    expected = bnnpp("binarize", *words, "--output", "whole").packed
+TWO_STAGES = ("digits_resnet", "--epochs", 2, "-b", 4, "--set", "train.float_epochs=2")
 
+
+@pytest.fixture(scope="module")
+def two_stages(bnnpp, tiny, tmp_path_factory) -> Path:
+    """The packed file of a run that nothing stopped."""
+    place = tmp_path_factory.mktemp("whole") / "run"
+    return bnnpp("binarize", *TWO_STAGES, "--data-dir", tiny, "--output", place).packed
+
+
+@pytest.mark.parametrize("stop", [1, 8, 10, 12], ids="step {}".format)
+def test_a_run_of_two_stages_resumes_in_either(stop, two_stages, bnnpp, tiny, empty, monkeypatch):
+    """Four steps an epoch, two epochs of float fine-tuning for the new head, then two of binary."""
+    words = (*TWO_STAGES, "--data-dir", tiny)
     whole_call, count = Objective.__call__, [0]
 
     def call(*args):
@@ -544,8 +552,8 @@ def test_a_run_of_two_stages_resumes_in_either(stop, bnnpp, tiny, empty, monkeyp
     assert (left.code, left.out) == (130, "") and "--resume" in left.err
     assert not (empty / "stopped" / "model.safetensors").exists()
     resumed = bnnpp("binarize", *words, "--output", "stopped", "--resume").packed
-    assert resumed.read_bytes() == expected.read_bytes()
-    ours, theirs = (list(csv.DictReader((p.parent / "log.csv").open())) for p in (resumed, expected))
+    assert resumed.read_bytes() == two_stages.read_bytes()
+    ours, theirs = (list(csv.DictReader((p.parent / "log.csv").open())) for p in (resumed, two_stages))
     for row in ours + theirs:
         for key in TIMED:
             del row[key]
@@ -553,7 +561,7 @@ def test_a_run_of_two_stages_resumes_in_either(stop, bnnpp, tiny, empty, monkeyp
 
 
 def test_ctrl_c_leaves_a_real_process_with_130_and_resume_ends_as_if_it_had_not_come(bnnpp, empty):
-    words = ["binarize", *map(str, SHORT), "--set", "train.epochs=6"]
+    words = ["binarize", *map(str, SHORT), "--epochs", "4"]
     program = [sys.executable, "-m", "binarize_cli", *words, "--output", "stopped"]
     root = str(Path(__file__).parents[1])
     child = subprocess.Popen(
@@ -564,7 +572,7 @@ def test_ctrl_c_leaves_a_real_process_with_130_and_resume_ends_as_if_it_had_not_
         env={**os.environ, "PYTHONPATH": root},
     )
     for line in child.stderr:
-        if "epoch 1/6" in line:
+        if "epoch 1/4" in line:
             child.send_signal(signal.SIGINT)
             break
     out, err = child.communicate(timeout=120)

@@ -59,7 +59,7 @@ OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", 
 def main() -> None:
     """Run a command; every expected failure is one message on stderr and the exit code of its kind."""
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="bnnpp", standalone_mode=False)
     except BnnppError as error:
         code = _tell(error)
     except UsageError as error:
@@ -92,7 +92,8 @@ def _usage(error: Exception) -> InputError:
     context = error.ctx
     where = context.command_path if context else "bnnpp"
     hint = f"Try '{where} --help'."
-    if wrong := getattr(error, "option_name", None):
+    wrong = getattr(error, "option_name", None)
+    if wrong and context:
         known = [name for p in context.command.params for name in (*p.opts, *p.secondary_opts)]
         guess = did_you_mean(wrong, known)
     else:

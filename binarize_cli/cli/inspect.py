@@ -23,16 +23,23 @@ def inspect(file: o.PackedFile, as_json: o.Json = False) -> None:
 
     from binarize_cli.report.tables import layers_table, size_sentence
 
-    model, scored, size = account["model"], account["accuracy"], account["bytes"]
-    where = f"{scored['images']} images of {account['data']}"
+    model, size = account["model"], account["bytes"]
     lines = [
         f"{model['name']} of {model['source']}, {model['num_classes']} classes",
         f"method {account['method']}, task {account['task']}",
         size_sentence(size, account["float32_bytes"], account["ratio"], account["binary_weights"]),
-        f"top-1 {scored['top1']:.2f}, top-5 {scored['top5']:.2f} on {where}",
+        _scored(account),
         ", ".join(f"{key} {value}" for key, value in account["provenance"].items()),
     ]
     out = page()
     out.print(layers_table(account["layers"]))
     for line in lines:
         out.print(line, markup=False)
+
+
+def _scored(account: dict) -> str:
+    scored = account["accuracy"]
+    if scored is None:  # it was stopped between packing and scoring
+        return "not scored yet"
+    where = f"{scored['images']} images of {account['data']}"
+    return f"top-1 {scored['top1']:.2f}, top-5 {scored['top5']:.2f} on {where}"

@@ -29,7 +29,8 @@ class Display:
         return self
 
     def __exit__(self, *_) -> None:
-        self.progress.stop()
+        if live():  # it would end with an empty line
+            self.progress.stop()
 
     def step(self, number: int, loss: float, images_per_second: float, parameters: str) -> None:
         """After a step: its number (from 1), loss, speed, and the method's parameters."""

@@ -13,7 +13,7 @@ import torch
 from timm.data import Mixup
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from binarize_cli.binarize.quantizer import WeightQuantizer
 from binarize_cli.errors import Interrupted
@@ -84,9 +84,7 @@ class Trainer:
         self.ema = ModelEmaV3(net, decay=train.ema) if train.ema else None
         self.mixup = None
         if train.mixup or train.cutmix:
-            self.mixup = Mixup(
-                train.mixup, train.cutmix, label_smoothing=train.smoothing, num_classes=classes
-            )
+            self.mixup = Mixup(train.mixup, train.cutmix, label_smoothing=0.0, num_classes=classes)
         self.flips = FlipCounter(net)
         self.at = Position()
         self.rows: list[EpochRow] = []
@@ -113,6 +111,7 @@ class Trainer:
                 self.at = Position(epoch=self.at.epoch + 1, best=self.at.best)
                 on_epoch(self.rows)
                 self._save()
+                self._leave_if(stop)
         self._load_best()
         return self.rows
 
@@ -135,8 +134,14 @@ class Trainer:
             display.step(number + 1, loss, speed, self.parameters())
             if stop.requested:
                 self._save()
-                what = f"stopped after step {number + 1}; the state is in {self.folder}"
-                raise Interrupted(what, hint="Run the same command with --resume to continue.")
+                self._leave_if(stop)
+
+    def _leave_if(self, stop: StopRequest) -> None:
+        """Raises Interrupted when Ctrl-C came; the state is saved by then."""
+        if stop.requested:
+            done = self.at.epoch * len(self.batches) + self.at.step
+            what = f"stopped after step {done}; the state is in {self.folder}"
+            raise Interrupted(what, hint="Run the same command with --resume to continue.")
 
     def _step(self, inputs: Tensor, targets: Tensor, number: int) -> float:
         """One update of the latents; returns the loss. Raises Diverged on an infinite loss or gradient."""
@@ -153,9 +158,11 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
-        norm = clip_grad_norm_(self.net.parameters(), self.train.clip_grad or float("inf"))
+        norm = get_total_norm([p.grad for p in self.net.parameters() if p.grad is not None])
         if not self.scaler.is_enabled() and not torch.isfinite(norm):  # the scaler skips such steps itself
             raise diverged(self.net, inputs, number + 1, self._kept())
+        if self.train.clip_grad:
+            clip_grads_with_norm_(self.net.parameters(), self.train.clip_grad, norm)
         with update_rule(self.net, self.quantizer):
             self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -239,6 +246,8 @@ class Trainer:
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"])
         self.flips.before = saved["signs"]
+        if done := self.at.epoch * len(self.batches) + self.at.step:
+            self._advance(done - 1)  # the last step may have been the last of an epoch, to be scored yet
 
     def _load_best(self) -> None:
         self.net.load_state_dict(state.load(self.folder / state.BEST, self.device)["net"])

@@ -28,6 +28,7 @@ def make_optimizer(net: nn.Module, train: Train) -> Optimizer:
 def make_scheduler(optimizer: Optimizer, train: Train, steps: int) -> Scheduler:
     """The learning rate as a function of the step alone (so nothing of it needs saving), warm-up first."""
     warm = round(train.warmup * steps)
+    steps = max(steps, 2)  # timm warns of fewer
     common = {"warmup_t": warm, "warmup_lr_init": min(train.min_lr, train.lr), "t_in_epochs": False}
     if train.sched == "constant":
         return StepLRScheduler(optimizer, decay_t=max(steps, 1) + 1, **common)

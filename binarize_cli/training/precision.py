@@ -19,7 +19,7 @@ def find_device(text: str) -> torch.device:
         )
     count = torch.cuda.device_count() if name == "cuda" else 1
     if int(index or 0) >= count:
-        found = f"{count} CUDA devices" if count else "no CUDA device"
+        found = f"{count} {name.upper()} device{'s' * (count > 1)}" if count else "no CUDA device"
         raise InputError(f"'{text}' is not here: {found} found", where="--device", hint="Use --device auto.")
     return torch.device(text)
 
