@@ -64,7 +64,8 @@ def test_the_principled_form_ends_closer_to_the_best_solution_than_its_heuristic
     problems = make_problems(20)
     best = problems.best()
     excess = {
-        name: float((problems.loss(solve(name, problems)) / best - 1).mean()) for name in ("bnn+", "bnn++")
+        name: float((problems.loss(solve(name, problems, 1000, 0.01)) / best - 1).mean())
+        for name in ("bnn+", "bnn++")
     }
     assert 0 <= excess["bnn++"] < excess["bnn+"]
 
@@ -72,7 +73,7 @@ def test_the_principled_form_ends_closer_to_the_best_solution_than_its_heuristic
 def test_every_solution_is_binary_and_none_beats_the_enumeration():
     problems = make_problems(4, unknowns=6)
     for name in (name for name, method in METHODS.items() if method.binary):
-        w = solve(name, problems, steps=30)
+        w = solve(name, problems, 30, 0.01)
         assert set(w.unique().tolist()) <= {-1.0, 1.0}
         assert (problems.loss(w) >= problems.best() - 1e-12).all() and torch.isfinite(w).all()
 

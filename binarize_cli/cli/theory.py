@@ -18,6 +18,7 @@ def theory(
         int, typer.Option("--problems", help="How many problems, by seed from 0.", min=1)
     ] = 20,
     steps: Annotated[int, typer.Option("--steps", help="Steps of SGD.", min=1)] = 1000,
+    lr: Annotated[float, typer.Option("--lr", help="Its rate at the start; it falls to 0.", min=0)] = 0.01,
     as_json: o.Json = False,
 ) -> None:
     """How close each method comes to the best binary solution of small least-squares problems.
@@ -36,7 +37,7 @@ def theory(
     rows = []
     for name, method in METHODS.items():
         if method.binary:
-            excess = 100 * (drawn.loss(solve(name, drawn, steps)) / best - 1)
+            excess = 100 * (drawn.loss(solve(name, drawn, steps, lr)) / best - 1)
             rows.append(
                 {
                     "method": name,

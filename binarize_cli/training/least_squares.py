@@ -47,7 +47,7 @@ def make_problems(count: int, equations: int = 20, unknowns: int = 10) -> Proble
     return Problems(torch.stack([A for A, _ in drawn]), torch.stack([b for _, b in drawn]))
 
 
-def solve(method: str, problems: Problems, steps: int = 1000, rate: float = 0.05) -> Tensor:
+def solve(method: str, problems: Problems, steps: int, rate: float) -> Tensor:
     """The binary w [n, d] a method ends with: SGD with a falling rate on bare weights (alpha = 1, n = 1)."""
     quantizer = WeightQuantizer(Recipe(method=method, quantizer=Quantizer(scale="none", normalize="none")))
     start = torch.linalg.lstsq(problems.A, problems.b[..., None]).solution[..., 0]  # the float solution
