@@ -227,12 +227,12 @@ class Draft:
         """One line: place, key, what is wrong."""
         path = self._known_part(error["loc"])
         place = self.places.get(path, self.origin)
+        key = ".".join(str(part) for part in (self._key(error) or error["loc"]))
         if error["type"] == "extra_forbidden":
             *parents, last = error["loc"]
             known = _keys(tuple(parents))
             guess = did_you_mean(str(last), known, "Known here: " + ", ".join(known) + ".")
-            return f"{place}: unknown key '{'.'.join(map(str, error['loc']))}'. {guess}"
-        key = ".".join(str(part) for part in (self._key(error) or error["loc"]))
+            return f"{place}: unknown key '{key}'. {guess}"
         message = error["msg"].removeprefix("Value error, ")
         shown = "" if isinstance(error["input"], dict | list | Section) else f" (got {error['input']!r})"
         return f"{place}: {key}: {message}{shown}"

@@ -91,7 +91,7 @@ class Certificate:
 
 
 def certify(method: Method, schedules: Mapping[str, Schedule] | None = None) -> Certificate:
-    """Decide at five points of the schedule. `schedules` replace the method's own, name by name."""
+    """Decide at the start, middle and end of the schedules; those given replace the method's own."""
     if not method.maps and method.backward is None:
         return Certificate("none", None, 1.0, "-", "-", _gap(method, method.values(1.0, schedules)))
     moments = MOMENTS if schedules or method.schedules else (1.0,)

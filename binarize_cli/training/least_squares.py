@@ -56,7 +56,7 @@ def solve(method: str, problems: Problems, steps: int, rate: float) -> Tensor:
     net.weight.latent.data = start.clone()  # float64
     optimizer = torch.optim.SGD(net.parameters(), lr=rate)
     for step in range(steps if quantizer.method.trains else 0):
-        quantizer.move_to(step / (steps - 1))
+        quantizer.move_to(step / max(steps - 1, 1))
         optimizer.param_groups[0]["lr"] = rate * (1 - step / steps)
         optimizer.zero_grad()
         problems.loss(net.weight()).sum().backward()

@@ -94,14 +94,18 @@ class Trainer:
         """The network that is scored and kept: the averaged one where there is one."""
         return self.ema.module if self.ema else self.net
 
+    @property
+    def done(self) -> int:
+        """Steps taken, over all epochs."""
+        return self.at.epoch * len(self.batches) + self.at.step
+
     def run(
         self, resume: bool = False, on_epoch: Callable[[list[EpochRow]], None] = lambda rows: None
     ) -> list[EpochRow]:
         """Train to the end. Raises Diverged, and Interrupted after saving when Ctrl-C came."""
         if resume and (self.folder / state.LAST).exists():
             self._restore()
-        done = self.at.epoch * len(self.batches) + self.at.step
-        with StopRequest() as stop, Display(self.stage, self.steps, done) as display:
+        with StopRequest() as stop, Display(self.stage, self.steps, self.done) as display:
             if not self.rows:
                 self._finish_epoch(0, display)
                 on_epoch(self.rows)
@@ -120,7 +124,7 @@ class Trainer:
         self.net.train()
         started = time.perf_counter()
         for inputs, targets in self.batches.epoch(self.at.epoch, start=self.at.step):
-            number = self.at.epoch * len(self.batches) + self.at.step
+            number = self.done
             loss = self._step(inputs.to(self.device), targets.to(self.device), number)
             now = time.perf_counter()
             speed = len(inputs) / (now - started)
@@ -139,8 +143,7 @@ class Trainer:
     def _leave_if(self, stop: StopRequest) -> None:
         """Raises Interrupted when Ctrl-C came; the state is saved by then."""
         if stop.requested:
-            done = self.at.epoch * len(self.batches) + self.at.step
-            what = f"stopped after step {done}; the state is in {self.folder}"
+            what = f"stopped after step {self.done}; the state is in {self.folder}"
             raise Interrupted(what, hint="Run the same command with --resume to continue.")
 
     def _step(self, inputs: Tensor, targets: Tensor, number: int) -> float:
@@ -246,8 +249,8 @@ class Trainer:
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"])
         self.flips.before = saved["signs"]
-        if done := self.at.epoch * len(self.batches) + self.at.step:
-            self._advance(done - 1)  # the last step may have been the last of an epoch, to be scored yet
+        if self.done:
+            self._advance(self.done - 1)  # the last step may have been the last of an epoch, to be scored yet
 
     def _load_best(self) -> None:
         self.net.load_state_dict(state.load(self.folder / state.BEST, self.device)["net"])

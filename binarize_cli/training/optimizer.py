@@ -31,9 +31,9 @@ def make_scheduler(optimizer: Optimizer, train: Train, steps: int) -> Scheduler:
     steps = max(steps, 2)  # timm warns of fewer
     common = {"warmup_t": warm, "warmup_lr_init": min(train.min_lr, train.lr), "t_in_epochs": False}
     if train.sched == "constant":
-        return StepLRScheduler(optimizer, decay_t=max(steps, 1) + 1, **common)
+        return StepLRScheduler(optimizer, decay_t=steps + 1, **common)
     if train.sched == "linear":
         return PolyLRScheduler(
-            optimizer, t_initial=max(steps, 1), power=1.0, lr_min=train.min_lr, cycle_limit=1, **common
+            optimizer, t_initial=steps, power=1.0, lr_min=train.min_lr, cycle_limit=1, **common
         )
-    return CosineLRScheduler(optimizer, t_initial=max(steps, 1), lr_min=train.min_lr, cycle_limit=1, **common)
+    return CosineLRScheduler(optimizer, t_initial=steps, lr_min=train.min_lr, cycle_limit=1, **common)
