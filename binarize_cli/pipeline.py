@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 import time
@@ -44,6 +45,7 @@ from binarize_cli.training.loop import Trainer
 from binarize_cli.training.objective import Objective
 from binarize_cli.training.optimizer import check_optimizer
 from binarize_cli.training.precision import find_device, place
+from binarize_cli.training.teacher import KeptLogits, Teacher
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Job:
     device: str = "auto"
     workers: int | None = None
     cache_gb: float = 4.0
+    teacher_logits: Path | None = None
     resume: bool = False
     overwrite: bool = False
     skip_unreadable: bool = False
@@ -88,7 +91,7 @@ class Run:
     """Training images that training does not see, to judge re-estimated BatchNorm statistics by."""
     net: nn.Module
     quantizer: WeightQuantizer | None = None
-    teacher: nn.Module | None = None
+    teacher: Teacher | None = None
     rows: list[EpochRow] = field(default_factory=list)
     accuracy: dict[str, Measurement | None] = field(default_factory=dict)
     batchnorm: Reestimation | None = None
@@ -231,7 +234,25 @@ def float_reference(this: Run) -> None:
     this.accuracy["float"] = this.score(this.net)
     say(f"float top-1 {this.accuracy['float'].top1:.2f}")
     if this.recipe.distill.weight and this.method.binary:
-        this.teacher = copy.deepcopy(this.net)
+        this.teacher = Teacher(copy.deepcopy(this.net), keep_logits(this))
+
+
+def keep_logits(this: Run) -> KeptLogits | None:
+    """Where the teacher's logits are kept, by what they depend on: its weights and the images it sees."""
+    if this.job.teacher_logits is None:
+        return None
+    rule = this.recipe.train
+    views = ("seed", "batch_size", "mixup", "cutmix", "amp", "reestimate_batchnorm", "hold_out")
+    weights = b"".join(t.cpu().numpy().tobytes() for t in this.net.state_dict().values())
+    facts = {
+        "weights": hashlib.sha256(weights).hexdigest(),
+        "model": f"{this.model.source}/{this.model.name}",
+        "images": [this.source.fingerprint, len(this.train.split), list(this.model.preprocessing.input_size)],
+        "augment": this.recipe.augment.model_dump(mode="json"),
+        "train": {name: getattr(rule, name) for name in views},
+        "device": this.device.type,
+    }
+    return KeptLogits(this.job.teacher_logits, facts, len(this.train))
 
 
 def make_binary(this: Run) -> None:

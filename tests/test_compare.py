@@ -23,7 +23,7 @@ def test_a_table_has_a_row_a_method_and_recipe_over_seeds_and_is_read_the_second
         "--seeds",
         "0,1",
     )
-    flags = ("--no-pretrained", "--data-dir", tiny, "--epochs", 1, "-b", 4)
+    flags = ("--data-dir", tiny, "--epochs", 1, "-b", 4, "--set", "train.float_epochs=1")
     first = bnnpp(*words, *flags, "--output", "all", "--json")
     rows = json.loads(first.out)["rows"]
     assert [row["row"] for row in rows] == ["bc", "bnn++", "paper/bnn++"]
@@ -35,6 +35,8 @@ def test_a_table_has_a_row_a_method_and_recipe_over_seeds_and_is_read_the_second
         scores.append(report["accuracy"]["packed"]["top1"])
     assert rows[1]["packed"]["mean"] == round(float(np.mean(scores)), 2)
     assert rows[1]["packed"]["spread"] == round(abs(scores[0] - scores[1]) / 2, 2)
+    kept = sorted(path.name for path in (empty / "all" / "teacher").glob("*/*"))
+    assert kept == ["epoch-0.pt", "epoch-0.pt"], "the teacher's logits, once a seed"
     second = bnnpp(*words, *flags, "--output", "all")
     assert second.code == 0 and "paper/bnn++" in second.out and second.err.count("finished before") == 6
 

@@ -27,6 +27,7 @@ from binarize_cli.training.objective import Objective, distillation
 from binarize_cli.training.optimizer import check_optimizer, make_optimizer, make_scheduler
 from binarize_cli.training.precision import autocast_type, find_device
 from binarize_cli.training.stop import StopRequest
+from binarize_cli.training.teacher import KeptLogits, Teacher
 
 CPU = torch.device("cpu")
 TIMED = ("seconds", "images_per_second")
@@ -55,7 +56,7 @@ def test_distillation_is_the_formula(temperature):
 def test_the_objective_mixes_cross_entropy_and_distillation():
     teacher = nn.Linear(4, 10)
     inputs, logits, targets = draw(6, 4), draw(6, 10, seed=1), torch.arange(6)
-    loss = Objective(Distill(weight=0.3, temperature=4.0), teacher, 0.0)(inputs, logits, targets)
+    loss = Objective(Distill(weight=0.3, temperature=4.0), Teacher(teacher), 0.0)(inputs, logits, targets, 0)
     entropy = -log_softmax(logits.numpy())[np.arange(6), np.arange(6)].mean()
     distance = float(distillation(logits, teacher(inputs).detach(), 4.0))
     assert float(loss) == pytest.approx(0.7 * entropy + 0.3 * distance, rel=1e-5)
@@ -65,22 +66,57 @@ def test_the_objective_mixes_cross_entropy_and_distillation():
 @pytest.mark.parametrize(("weight", "taught"), [(0.0, True), (0.5, False)])
 def test_without_a_teacher_or_a_weight_for_it_cross_entropy_is_whole(weight, taught):
     logits, targets = draw(6, 10), torch.arange(6)
-    objective = Objective(Distill(weight=weight), nn.Linear(4, 10) if taught else None, 0.0)
+    objective = Objective(Distill(weight=weight), Teacher(nn.Linear(4, 10)) if taught else None, 0.0)
     entropy = -log_softmax(logits.numpy())[np.arange(6), np.arange(6)].mean()
-    assert float(objective(draw(6, 4), logits, targets)) == pytest.approx(entropy, rel=1e-5)
+    assert float(objective(draw(6, 4), logits, targets, 0)) == pytest.approx(entropy, rel=1e-5)
 
 
 def test_the_objective_takes_the_soft_targets_of_mixup():
     logits = draw(6, 10)
     soft = torch.softmax(draw(6, 10, seed=2), dim=1)
-    loss = Objective(Distill(), None, 0.0)(draw(6, 4), logits, soft)
+    loss = Objective(Distill(), None, 0.0)(draw(6, 4), logits, soft, 0)
     expected = -(soft.numpy() * log_softmax(logits.numpy())).sum(1).mean()
     assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_loss_is_float32_whatever_the_logits_are():
-    loss = Objective(Distill(), nn.Linear(4, 10), 0.0)(draw(6, 4), draw(6, 10).bfloat16(), torch.arange(6))
+    rule = Objective(Distill(), Teacher(nn.Linear(4, 10)), 0.0)
+    loss = rule(draw(6, 4), draw(6, 10).bfloat16(), torch.arange(6), 0)
     assert loss.dtype == torch.float32
+
+
+class Counted(nn.Linear):
+    """A teacher that counts its batches."""
+
+    asked = 0
+
+    def forward(self, inputs):
+        self.asked += 1
+        return super().forward(inputs)
+
+
+def lessons(folder, facts, steps):
+    """What a teacher says at these steps, in epochs of three batches, and how often it had to think."""
+    torch.manual_seed(0)
+    net = Counted(4, 10)
+    teacher = Teacher(net, KeptLogits(folder, facts, batches=3))
+    return [teacher(draw(6, 4, seed=step), step) for step in steps], net.asked
+
+
+def test_kept_logits_are_the_teachers_and_spare_it_the_work(tmp_path):
+    first, asked = lessons(tmp_path, {"seed": 0}, range(7))
+    assert asked == 7
+    again, asked = lessons(tmp_path, {"seed": 0}, range(7))
+    assert asked == 1, "two epochs were whole, the third was not"
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    resumed, asked = lessons(tmp_path, {"seed": 0}, [4, 5, 6])
+    assert asked == 1 and all(torch.equal(a, b) for a, b in zip(first[4:], resumed, strict=True))
+
+
+def test_logits_of_other_facts_or_of_half_an_epoch_are_not_taken(tmp_path):
+    lessons(tmp_path, {"seed": 0}, [1, 2])  # resumed in mid-epoch: nothing is kept
+    assert lessons(tmp_path, {"seed": 0}, range(3))[1] == 3
+    assert lessons(tmp_path, {"seed": 1}, range(3))[1] == 3
 
 
 @pytest.mark.parametrize("mixup", [0.0, 0.5])
@@ -88,9 +124,9 @@ def test_targets_are_smoothed_once_with_and_without_mixup(mixup, make_trainer, t
     """The gradient of cross-entropy at the logits is softmax - target, which shows the target in force."""
     seen = []
 
-    def spy(inputs, logits, targets):
+    def spy(inputs, logits, targets, step):
         logits.retain_grad()
-        loss = rule(inputs, logits, targets)
+        loss = rule(inputs, logits, targets, step)
         gradient = torch.autograd.grad(loss, logits, retain_graph=True)[0]
         seen.append(torch.softmax(logits.detach(), 1) - len(logits) * gradient)
         return loss
@@ -150,9 +186,9 @@ def test_f_is_sign_in_the_last_share_and_the_schedule_is_through_just_before(
     quantizer, rule, seen = fine_tuning.quantizer, fine_tuning.objective, []
     x = torch.linspace(-0.01, 0.01, 7)
 
-    def spy(inputs, logits, targets):
+    def spy(*args):
         seen.append((quantizer.hard, float(quantizer.values["mu"]), torch.equal(quantizer.F(x), sign(x))))
-        return rule(inputs, logits, targets)
+        return rule(*args)
 
     fine_tuning.objective = spy
     rows = fine_tuning.run()
@@ -386,9 +422,9 @@ def test_divergence_keeps_the_last_good_state(make_trainer, tmp_path):
     fine_tuning = make_trainer(tmp_path, epochs=3)
     rule, count = fine_tuning.objective, [0]
 
-    def objective(inputs, logits, targets):
+    def objective(*args):
         count[0] += 1
-        return rule(inputs, logits, targets) * (torch.nan if count[0] == 6 else 1)
+        return rule(*args) * (torch.nan if count[0] == 6 else 1)
 
     fine_tuning.objective = objective
     with pytest.raises(Diverged, match="at step 6, in the loss itself") as left:

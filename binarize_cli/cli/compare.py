@@ -52,7 +52,7 @@ def compare(
     """One table of several methods on the same model and data: a run for each method and seed.
 
     All other flags are those of 'bnnpp binarize'. A run that has finished is read, not repeated; one that
-    was interrupted is resumed.
+    was interrupted is resumed. The float model's logits are computed once, for all runs of a seed.
 
     bnnpp compare digits_vit --methods all --seeds 0,1,2
 
@@ -113,6 +113,8 @@ def _report(context: typer.Context, model: str, entry: Entry, seed: int, folder:
             str(seed),
             "--output",
             str(run.path),
+            "--teacher-logits",
+            str(folder / "teacher"),
             *context.args,
         ]
         if run.started:

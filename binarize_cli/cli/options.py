@@ -51,6 +51,10 @@ Workers = Annotated[
 CacheGb = Annotated[
     float, data("--cache-gb", help="Sets up to this size are decoded once. Default: 4.", min=0)
 ]
+TeacherLogits = Annotated[
+    Path | None,
+    train("--teacher-logits", help="Folder for the float model's logits, for runs on the same images."),
+]
 SkipUnreadable = Annotated[bool, data("--skip-unreadable", help="Leave out images that cannot be decoded.")]
 
 Output = Annotated[

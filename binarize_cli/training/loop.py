@@ -154,7 +154,7 @@ class Trainer:
             inputs, targets = self.mixup(inputs, targets)
         with torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None):
             logits = self.net(inputs)
-            loss = self.objective(inputs, logits, targets)
+            loss = self.objective(inputs, logits, targets, number)
         value = loss.item()
         if not np.isfinite(value):
             raise diverged(self.net, inputs, number + 1, self._kept())

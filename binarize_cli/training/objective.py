@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from binarize_cli.recipe import Distill
+from binarize_cli.training.teacher import Teacher
 
 
 def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -22,18 +22,14 @@ def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
 class Objective:
     """(1 - weight) cross-entropy + weight T^2 KL(teacher || student); the first alone without a teacher."""
 
-    def __init__(self, rule: Distill, teacher: nn.Module | None, smoothing: float):
+    def __init__(self, rule: Distill, teacher: Teacher | None, smoothing: float):
         self.rule, self.teacher, self.smoothing = rule, teacher, smoothing
-        if teacher is not None:
-            teacher.eval().requires_grad_(False)
 
-    def __call__(self, inputs: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
+    def __call__(self, inputs: Tensor, logits: Tensor, targets: Tensor, step: int) -> Tensor:
         """Logits [N, classes], targets [N] or, after mixup, [N, classes] -> the loss, in float32."""
         logits = logits.float()
         loss = F.cross_entropy(logits, targets, label_smoothing=self.smoothing)
         if self.teacher is None or self.rule.weight == 0:
             return loss
-        with torch.no_grad():
-            wanted = self.teacher(inputs).float()
-        weight = self.rule.weight
+        weight, wanted = self.rule.weight, self.teacher(inputs, step)
         return (1 - weight) * loss + weight * distillation(logits, wanted, self.rule.temperature)

@@ -1,0 +1,72 @@
+"""The float model that the binary one learns from, and its logits kept for other runs on the same images.
+
+Every run of a comparison shows the teacher the same views of the same images, since augmentation depends on
+(seed, epoch, image) alone. So its logits are computed once, as TinyViT does (Wu et al., ECCV 2022).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from binarize_cli.training import state
+
+LIMIT = 64 * 2**20  # logits of an epoch; ImageNet's would fill a disk
+
+
+class KeptLogits:
+    """The logits of the batches of each epoch, in files that appear when an epoch is whole.
+
+    `facts` are what the logits depend on. They name the folder under `root`: other facts, other files.
+    """
+
+    def __init__(self, root: Path, facts: dict[str, Any], batches: int):
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        self.folder, self.batches = root / digest[:16], batches
+        self.read: tuple[int, list[Tensor]] = (-1, [])  # an epoch, and its logits
+        self.seen: tuple[int, list[Tensor]] = (-1, [])  # an epoch under way, and its logits so far
+
+    def find(self, step: int, device: torch.device) -> Tensor | None:
+        """The logits of a step, counted over all epochs, if that epoch has been kept."""
+        epoch, batch = divmod(step, self.batches)
+        if epoch != self.read[0]:
+            path = self._path(epoch)
+            self.read = (epoch, state.load(path, device)["logits"] if path.exists() else [])
+        return self.read[1][batch] if self.read[1] else None
+
+    def add(self, step: int, logits: Tensor) -> None:
+        """Note the logits of a step; the last of an epoch that was seen from its start writes the file."""
+        epoch, batch = divmod(step, self.batches)
+        if batch == 0:
+            self.seen = (epoch, [])
+        if self.seen[0] != epoch or len(self.seen[1]) != batch:  # resumed in mid-epoch
+            return
+        self.seen[1].append(logits)
+        whole = len(self.seen[1]) == self.batches
+        if whole and sum(each.nbytes for each in self.seen[1]) <= LIMIT:
+            state.save(self._path(epoch), {"logits": self.seen[1]})
+
+    def _path(self, epoch: int) -> Path:
+        return self.folder / f"epoch-{epoch}.pt"
+
+
+class Teacher:
+    """The float network, frozen: images of a step [N, C, H, W] -> its logits [N, classes], in float32."""
+
+    def __init__(self, net: nn.Module, kept: KeptLogits | None = None):
+        self.net, self.kept = net.eval().requires_grad_(False), kept
+
+    @torch.no_grad()
+    def __call__(self, inputs: Tensor, step: int) -> Tensor:
+        known = self.kept.find(step, inputs.device) if self.kept else None
+        if known is not None:
+            return known
+        logits = self.net(inputs).float()
+        if self.kept:
+            self.kept.add(step, logits)
+        return logits
