@@ -17,6 +17,7 @@ from binarize_cli.binarize.attention import split_attention
 from binarize_cli.binarize.convert import binarize, harden
 from binarize_cli.binarize.quantizer import WeightQuantizer
 from binarize_cli.binarize.select import Layer, all_float, called_layers, select
+from binarize_cli.binarize.weights import computed_once
 from binarize_cli.console import say, show
 from binarize_cli.data.decode import decode
 from binarize_cli.data.loaders import Batches, ScoreBatches, hold_out, resolve_augment, train_transform
@@ -99,14 +100,16 @@ class Run:
 
     def score(self, net: nn.Module) -> Measurement:
         """On the validation images."""
-        return measure(net, self.val, self.device)
+        with computed_once(net):
+            return measure(net, self.val, self.device)
 
     def steps(self) -> int:
         """Optimizer steps, over all stages."""
         return len(self.train) * sum(row.epoch > 0 for row in self.rows)
 
     def score_held_out(self, net: nn.Module) -> Measurement:
-        return measure(net, self.held_out, self.device)
+        with computed_once(net):
+            return measure(net, self.held_out, self.device)
 
 
 def run(job: Job) -> tuple[RunFolder, dict]:

@@ -22,7 +22,7 @@ from binarize_cli.binarize.convert import binarize, binary_weights, harden, roun
 from binarize_cli.binarize.layers import BinaryConv2d, BinaryLinear, kind
 from binarize_cli.binarize.quantizer import WeightQuantizer
 from binarize_cli.binarize.select import OTHER, all_float, called_layers, select
-from binarize_cli.binarize.weights import LatentWeight
+from binarize_cli.binarize.weights import LatentWeight, computed_once
 from binarize_cli.errors import InputError
 from binarize_cli.models.build import build
 from binarize_cli.models.heads import head_names
@@ -394,6 +394,19 @@ def test_a_copy_of_the_network_shares_the_quantizer():
     twin = copy.deepcopy(net)
     assert twin.mix.weight.quantizer is net.mix.weight.quantizer is net.block[0].weight.quantizer
     assert twin.mix.weight.latent is not net.mix.weight.latent
+
+
+def test_weights_computed_once_are_those_of_each_call_and_are_forgotten_afterwards():
+    quantizer = WeightQuantizer(Recipe(method="bnn++"))
+    parts = [nn.Linear(6, 6), nn.Linear(6, 3)]
+    net = nn.Sequential(*(BinaryLinear(part, LatentWeight(part.weight, quantizer)) for part in parts))
+    x = torch.randn(4, 6)
+    with quantizer.hardened():
+        expected = net(x)
+        with computed_once(net):
+            assert torch.equal(net(x), expected)
+            assert not net(x).requires_grad
+    assert net(x).requires_grad and not torch.equal(net(x), expected)
 
 
 def test_a_layer_keeps_its_bias_and_the_rest_of_the_network_its_identity():

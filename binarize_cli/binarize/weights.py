@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -19,8 +22,11 @@ class LatentWeight(nn.Module):
         self.latent = nn.Parameter(weight.detach().clone().float())
         learned = quantizer.scale_rule == "learned"
         self.learned_scale = nn.Parameter(quantizer.magnitude(self.latent)) if learned else None
+        self.computed: Tensor | None = None  # by `computed_once`
 
     def forward(self) -> Tensor:
+        if self.computed is not None:
+            return self.computed
         q = self.quantizer
         n = q.normaliser(self.latent)
         if self.learned_scale is None:
@@ -55,3 +61,17 @@ class SignWeight(nn.Module):
 
     def forward(self) -> Tensor:
         return self.signs * self.scale.view(-1, *[1] * (self.signs.dim() - 1))
+
+
+@contextmanager
+def computed_once(net: nn.Module) -> Iterator[None]:
+    """Inside the block the weights stand still, as in scoring: F is taken once, not for each batch."""
+    layers = [module for module in net.modules() if isinstance(module, LatentWeight)]
+    try:
+        with torch.no_grad():
+            for layer in layers:
+                layer.computed = layer()
+        yield
+    finally:
+        for layer in layers:
+            layer.computed = None
