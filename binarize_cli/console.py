@@ -1,20 +1,27 @@
-"""The two streams: stdout carries the result alone, everything a person reads goes to stderr."""
+"""The two streams: stdout carries the result alone, everything a person reads goes to stderr.
+
+Of several ranks the first alone speaks.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
 from functools import cache
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from binarize_cli.ranks import is_first
 
 PLAIN_WIDTH = 140  # columns off a terminal (a SLURM log, a pipe), so that tables keep their shape
 
 
 def _console(stderr: bool) -> Console:
-    console = Console(stderr=stderr, highlight=False)
-    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=PLAIN_WIDTH)
+    look: dict[str, Any] = {"stderr": stderr, "highlight": False, "quiet": not is_first()}
+    console = Console(**look)
+    return console if console.is_terminal else Console(**look, width=PLAIN_WIDTH)
 
 
 @cache
@@ -53,5 +60,6 @@ def show(table: Table) -> None:
 
 def result(text: str) -> None:
     """The result, on stdout: a path or one JSON document."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    if is_first():
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()

@@ -10,6 +10,8 @@ class BnnppError(Exception):
     """A failure the user can act on: *what* is wrong, *where*, and what to *try* next."""
 
     exit_code = 1
+    agreed = False
+    """Whether every rank of the run raises it: then the first one alone tells it."""
 
     def __init__(self, what: str, *, where: str | None = None, hint: str | None = None):
         self.what, self.where, self.hint = what, where, hint
@@ -31,12 +33,18 @@ class Diverged(BnnppError):
     """Training left the numbers: the message names the step and the layer; the last good state is kept."""
 
     exit_code = 3
+    agreed = True  # by the loss and the gradient, which are means over the ranks
 
 
 class Interrupted(BnnppError):
-    """Ctrl-C, after the state was saved."""
+    """A signal came, and the state has been saved. Exit code 75, or 130 if it was Ctrl-C."""
 
-    exit_code = 130
+    exit_code = 75
+    agreed = True
+
+    def __init__(self, what: str, *, exit_code: int = 75, **more: str | None):
+        super().__init__(what, **more)
+        self.exit_code = exit_code
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str | None = None) -> str | None:

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from binarize_cli import ranks
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -37,14 +39,14 @@ class Measurement:
 
 @torch.no_grad()
 def measure(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Measurement:
-    """Score a network, in eval mode, in float32: every image of the batches once.
+    """Score a network, in eval mode, in float32: every image of the batches of all ranks once.
 
     The network's own training flag is restored. top5 is over at most as many classes as there are.
     """
     started = time.perf_counter()
     training = net.training
     net.eval()
-    loss = images = first = among = 0
+    sums = torch.zeros(4, dtype=torch.float64, device=device)  # loss, images, first, among the first five
     confusion: Tensor | None = None
     for inputs, targets in batches:
         inputs, targets = inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
@@ -54,22 +56,34 @@ def measure(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: to
             confusion = torch.zeros(classes, classes, dtype=torch.long, device=device)
         ranked = logits.topk(min(5, classes), dim=1).indices  # [N, 5]
         hits = ranked == targets[:, None]
-        loss += F.cross_entropy(logits, targets, reduction="sum").double()
-        first += hits[:, 0].sum()
-        among += hits.sum()
-        images += len(targets)
+        loss = F.cross_entropy(logits, targets, reduction="sum")
+        sums += torch.stack([loss, loss.new_tensor(len(targets)), hits[:, 0].sum(), hits.sum()])
         confusion += torch.bincount(targets * classes + ranked[:, 0], minlength=classes**2).view(
             classes, classes
         )
     net.train(training)
+    confusion = _over_ranks(confusion, device)
+    loss, images, first, among = ranks.reduce_sum(sums).tolist()
     return Measurement(
-        top1=round(100 * int(first) / images, 4),
-        top5=round(100 * int(among) / images, 4),
-        loss=round(float(loss) / images, 6),
-        images=images,
+        top1=round(100 * first / images, 4),
+        top5=round(100 * among / images, 4),
+        loss=round(loss / images, 6),
+        images=int(images),
         seconds=time.perf_counter() - started,
         confusion=confusion.tolist(),
     )
+
+
+def _over_ranks(confusion: Tensor | None, device: torch.device) -> Tensor:
+    """The sum over ranks; one that had no batch does not even know how many classes there are."""
+    if ranks.world() == 1:
+        return confusion
+    own = torch.tensor([0 if confusion is None else len(confusion), confusion is not None], device=device)
+    total, knowing = ranks.reduce_sum(own).tolist()
+    classes = total // knowing
+    if confusion is None:
+        confusion = torch.zeros(classes, classes, dtype=torch.long, device=device)
+    return ranks.reduce_sum(confusion)
 
 
 def worst_confusions(measurement: Measurement, classes: Sequence[str], most: int = 5) -> list[dict]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -10,8 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
+from binarize_cli import ranks
 from binarize_cli.errors import InputError
 
 
@@ -82,6 +84,11 @@ class RunFolder:
         """What the run was started with, to compare when it is resumed."""
         return self.path / "state" / "identity.json"
 
+    @property
+    def command(self) -> Path:
+        """The command line that started the run."""
+        return self.path / "state" / "command"
+
     def state(self, stage: str) -> Path:
         return self.path / "state" / stage
 
@@ -93,47 +100,115 @@ class RunFolder:
     def started(self) -> bool:
         return self.identity.exists()
 
+    @property
+    def busy(self) -> bool:
+        """Whether a process is at work in it."""
+        lock = self.path / LOCK
+        if not lock.exists():
+            return False
+        with lock.open("a") as file:
+            return not _locked(file)
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Hold the folder, until this process ends in whatever way. The first rank does it for all.
+
+        Raises InputError where another process holds it.
+        """
+        if not ranks.is_first():
+            yield
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = (self.path / LOCK).open("a")
+        except OSError as error:
+            what = f"cannot be written: {error.strerror or error}"
+            raise InputError(what, where=str(self.path), hint=_advice(error)) from None
+        with file:
+            if not _locked(file):
+                hint = "Wait for it to end, or give each run an --output of its own."
+                raise InputError("another process is at work in this run", where=str(self.path), hint=hint)
+            try:
+                yield
+            finally:
+                Path(file.name).unlink(missing_ok=True)
+
     def clear(self) -> None:
         """Take away what an earlier run left to resume from, and its mark of being finished."""
         self.report.unlink(missing_ok=True)
         shutil.rmtree(self.path / "state", ignore_errors=True)
 
 
-def choose_run(name: str, output: Path | None, resume: bool, overwrite: bool) -> RunFolder:
+LOCK = ".lock"
+
+
+def _locked(file: BinaryIO) -> bool:
+    """Lock an open file, unless another process has. A file system without locks lets everyone in."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
+    return True
+
+
+Resume = Literal["auto", "always", "never"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A run folder, and what is to be done there."""
+
+    folder: RunFolder
+    resumed: bool = False
+    finished: bool = False
+    """Nothing: the same command has finished it."""
+
+
+def choose_run(name: str, output: Path | None, resume: Resume, overwrite: bool, command: str = "") -> Choice:
     """The folder to write to; nothing is created yet.
 
-    With `output` that folder, else `runs/<name>`, then `-2`, `-3` ...: with `resume` the newest unfinished
-    one of these, otherwise the first that is free. Raises InputError where `output` holds a finished run
-    (without `overwrite`) or where there is nothing to resume.
+    With `output` that folder, else `runs/<name>`, then `-2`, `-3` ...: an unfinished one of these to resume
+    (`always` the newest, `auto` the newest that the same `command` started, if there is one), otherwise the
+    first that is free. Raises InputError where there is nothing to resume, or where `output` holds a finished
+    run (without `overwrite`; `auto` takes it where the same command finished it).
     """
     if output is not None:
-        return _explicit(RunFolder(output), resume, overwrite)
+        return _explicit(RunFolder(output), resume, overwrite, command)
     numbered = [RunFolder(Path("runs") / name)]
     while numbered[-1].path.exists():
         numbered.append(RunFolder(Path("runs") / f"{name}-{len(numbered) + 1}"))
-    if not resume:
-        return numbered[-1]
-    open_runs = [run for run in numbered if run.started and not run.finished]
-    if not open_runs:
+    open_runs = [run for run in numbered if run.started and not run.finished and not run.busy]
+    if resume == "auto":
+        open_runs = [run for run in open_runs if _started_by(run, command)]
+    if open_runs and resume != "never":
+        return Choice(open_runs[-1], resumed=True)
+    if resume == "always":
         hint = "Leave --resume out to start one, or name a folder with --output."
         raise InputError(f"no unfinished run runs/{name}* to resume", where="--resume", hint=hint)
-    return open_runs[-1]
+    return Choice(numbered[-1])
 
 
-def _explicit(run: RunFolder, resume: bool, overwrite: bool) -> RunFolder:
+def _started_by(run: RunFolder, command: str) -> bool:
+    return run.command.exists() and run.command.read_text().strip() == command
+
+
+def _explicit(run: RunFolder, resume: Resume, overwrite: bool, command: str) -> Choice:
     where = str(run.path)
     there = next(place for place in (run.path, *run.path.absolute().parents) if place.exists())
     if not there.is_dir():
         raise InputError(f"{there} is a file, not a folder", where=where, hint="Give --output a folder.")
+    if run.finished and resume == "auto" and _started_by(run, command):
+        return Choice(run, finished=True)
     if run.finished and not overwrite:
         hint = "Choose another --output, or say --overwrite."
         raise InputError("holds a finished run", where=where, hint=hint)
-    if resume and not run.started:
+    if resume == "always" and not run.started:
         raise InputError("holds no run to resume", where=where, hint="Leave --resume out to start one.")
-    if run.started and not run.finished and not resume and not overwrite:
+    unfinished = run.started and not run.finished
+    if unfinished and resume == "never" and not overwrite:
         hint = "Say --resume to continue it, --overwrite to start again, or choose another --output."
         raise InputError("holds an unfinished run", where=where, hint=hint)
-    return run
+    return Choice(run, resumed=unfinished and resume != "never")
 
 
 def check_same_run(run: RunFolder, now: dict) -> None:

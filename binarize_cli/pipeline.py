@@ -7,12 +7,14 @@ import hashlib
 import json
 import os
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from binarize_cli import ranks
 from binarize_cli.binarize.attention import split_attention
 from binarize_cli.binarize.convert import binarize, harden
 from binarize_cli.binarize.quantizer import WeightQuantizer
@@ -24,7 +26,7 @@ from binarize_cli.data.loaders import Batches, ScoreBatches, hold_out, resolve_a
 from binarize_cli.data.sources import Source, open_source
 from binarize_cli.errors import InputError
 from binarize_cli.evaluation import Measurement, measure
-from binarize_cli.files import RunFolder, check_same_run, check_space, choose_run, write_text
+from binarize_cli.files import Choice, Resume, RunFolder, check_same_run, check_space, choose_run, write_text
 from binarize_cli.models.classes import adapt_head
 from binarize_cli.models.heads import head_names
 from binarize_cli.models.load import FloatModel, load
@@ -40,12 +42,13 @@ from binarize_cli.recipe import Recipe, Train, effective_method
 from binarize_cli.report.document import report_document
 from binarize_cli.report.html import render
 from binarize_cli.report.tables import accuracy_table, layers_table
-from binarize_cli.training.batchnorm import Reestimation, has_batchnorm, reestimate_if_better
+from binarize_cli.training.batchnorm import Reestimation, has_batchnorm, reestimate_if_better, synchronise
 from binarize_cli.training.log import EpochRow, as_csv
 from binarize_cli.training.loop import Trainer
 from binarize_cli.training.objective import Objective
 from binarize_cli.training.optimizer import check_optimizer
 from binarize_cli.training.precision import find_device, place
+from binarize_cli.training.stop import StopRequest
 from binarize_cli.training.teacher import KeptLogits, Teacher
 
 
@@ -67,7 +70,8 @@ class Job:
     workers: int | None = None
     cache_gb: float = 4.0
     teacher_logits: Path | None = None
-    resume: bool = False
+    resume: Resume = "never"
+    save_minutes: float = 10.0
     overwrite: bool = False
     skip_unreadable: bool = False
 
@@ -80,6 +84,7 @@ class Run:
     recipe: Recipe
     method: Method
     folder: RunFolder
+    resumed: bool
     source: Source
     model: FloatModel
     head: str
@@ -91,6 +96,7 @@ class Run:
     held_out: ScoreBatches | None
     """Training images that training does not see, to judge re-estimated BatchNorm statistics by."""
     net: nn.Module
+    stop: StopRequest
     quantizer: WeightQuantizer | None = None
     teacher: Teacher | None = None
     rows: list[EpochRow] = field(default_factory=list)
@@ -112,36 +118,45 @@ class Run:
             return measure(net, self.held_out, self.device)
 
 
-def run(job: Job) -> tuple[RunFolder, dict]:
+def run(job: Job, stop: StopRequest) -> tuple[RunFolder, dict]:
     """Binarize, fine-tune, pack, and score the packed file. Returns the run folder and the report's document.
 
     Raises InputError before anything is written; Diverged and Interrupted, with the state kept.
     """
-    this = plan(job)
-    begin(this)
-    float_reference(this)
-    make_binary(this)
-    fine_tune(this)
-    make_hard(this)
-    file, agreement = ship(this)
-    return this.folder, report(this, file, agreement)
+    ranks.start()
+    name = f"{job.model.short}-{job.recipe.method}-{job.recipe.task}"
+    choice = ranks.from_first(lambda: choose_run(name, job.output, job.resume, job.overwrite, job.command))
+    if choice.finished:
+        return finished_before(choice.folder)
+    with ExitStack() as held:
+        with ranks.agreed():
+            this = plan(job, choice, stop)
+            held.enter_context(this.folder.claimed())
+        ranks.from_first(lambda: begin(this))
+        float_reference(this)
+        make_binary(this)
+        fine_tune(this)
+        make_hard(this)
+        file, agreement = ship(this)
+        document = report(this, file, agreement)
+    ranks.barrier()  # whoever reads the folder next finds all of it
+    return this.folder, document
 
 
-def plan(job: Job) -> Run:
+def plan(job: Job, choice: Choice, stop: StopRequest) -> Run:
     """Everything that the user's input can get wrong happens here; nothing is written yet."""
     device = find_device(job.device)
     torch.manual_seed(job.recipe.train.seed)  # of random weights and of a new head
     check_optimizer(job.recipe.train.opt)
-    name = f"{job.model.short}-{job.recipe.method}-{job.recipe.task}"
-    folder = choose_run(name, job.output, job.resume, job.overwrite)
-    source = open_source(job.dataset, job.data_dir)
-    model = load(
-        job.model,
-        weights=job.weights,
-        pretrained=job.pretrained,
-        num_classes=job.num_classes,
-        img_size=job.img_size,
-    )
+    with ranks.in_turn():  # what is downloaded, is downloaded once
+        source = open_source(job.dataset, job.data_dir)
+        model = load(
+            job.model,
+            weights=job.weights,
+            pretrained=job.pretrained,
+            num_classes=job.num_classes,
+            img_size=job.img_size,
+        )
     head = adapt_head(model, source.classes)
     method = effective_method(job.recipe)
     net = split_attention(model.net)
@@ -149,15 +164,16 @@ def plan(job: Job) -> Run:
     augment = resolve_augment(job.recipe.augment, model.preprocessing, source)
     recipe = job.recipe.model_copy(update={"augment": augment})
     train, val, held_out = prepare(job, recipe, model, source, device)
-    if (recipe.train.mixup or recipe.train.cutmix) and train.batch_size % 2:
-        what = f"mixup and cutmix take images in pairs, and a batch has {train.batch_size}: it must be even"
+    if (recipe.train.mixup or recipe.train.cutmix) and train.micro_batch % 2:
+        what = f"mixup and cutmix take images in pairs, and a batch has {train.micro_batch}: it must be even"
         raise InputError(what, where="train.mixup", hint="Choose an even --batch-size.")
-    check_space(folder.path, needed=8 * sum(p.nbytes for p in net.parameters()))
+    check_space(choice.folder.path, needed=8 * sum(p.nbytes for p in net.parameters()))
     return Run(
         job,
         recipe,
         method,
-        folder,
+        choice.folder,
+        choice.resumed,
         source,
         model,
         head,
@@ -166,7 +182,8 @@ def plan(job: Job) -> Run:
         train,
         val,
         held_out,
-        place(net, device),
+        place(synchronise(net, device) if recipe.train.sync_batchnorm else net, device),
+        stop,
     )
 
 
@@ -191,7 +208,8 @@ def prepare(
             raise InputError("leaves no image to train on", where="train.hold_out", hint="Lower it.")
         held_out = ScoreBatches(aside, model.preprocessing, size, **options)
     transform = train_transform(model.preprocessing, recipe.augment, source)
-    batches = Batches(train, transform, batch_size=size, seed=recipe.train.seed, **options)
+    rule = {"batch_size": size, "seed": recipe.train.seed, "accumulate": recipe.train.accumulate}
+    batches = Batches(train, transform, **rule, **options)
     return batches, ScoreBatches(val, model.preprocessing, size, **options), held_out
 
 
@@ -203,10 +221,16 @@ def choose_workers(wanted: int | None, source: Source) -> int:
     return 0 if small else min(4, os.cpu_count() or 1)
 
 
+def finished_before(folder: RunFolder) -> tuple[RunFolder, dict]:
+    """What a job finds that is queued again although its run had finished."""
+    say(f"{folder.path} holds the finished run")
+    return folder, json.loads(folder.report.read_text())
+
+
 def begin(this: Run) -> None:
     """Say what will happen, and make the run folder. Raises InputError on resuming what was another run."""
     show(layers_table([row.to_json() for row in this.table]))
-    say(f"{this.model.name}: {this.model.weights}; head {this.head}; {this.source.name}, on {this.device}")
+    say(f"{this.model.name}: {this.model.weights}; head {this.head}; {this.source.name}, on {where(this)}")
     identity = {
         "model": f"{this.model.source}/{this.model.name}",
         "weights": this.model.weights_sha256,
@@ -214,13 +238,22 @@ def begin(this: Run) -> None:
         "dataset": this.source.fingerprint,
         "recipe": this.recipe.model_dump(mode="json"),
     }
-    if this.job.resume:
+    if this.resumed:
         check_same_run(this.folder, identity)
     else:
         this.folder.clear()
         write_text(this.folder.log, as_csv([]))
         write_text(this.folder.recipe, this.recipe.as_yaml())
+        write_text(this.folder.command, this.job.command + "\n")
         write_text(this.folder.identity, json.dumps(identity, indent=1))
+
+
+def where(this: Run) -> str:
+    """The device, and how a batch is shared out."""
+    parts = [f"{ranks.world()} ranks"] * (ranks.world() > 1)
+    parts += [f"{this.train.accumulate} micro-batches a step"] * (this.train.accumulate > 1)
+    each = f", {this.train.micro_batch} images each" if parts else ""
+    return ", ".join([str(this.device), *parts]) + each
 
 
 def float_reference(this: Run) -> None:
@@ -241,8 +274,11 @@ def float_reference(this: Run) -> None:
 
 
 def keep_logits(this: Run) -> KeptLogits | None:
-    """Where the teacher's logits are kept, by what they depend on: its weights and the images it sees."""
-    if this.job.teacher_logits is None:
+    """Where the teacher's logits are kept, by what they depend on: its weights and the images it sees.
+
+    They are those of whole batches: where batches are shared out, none are kept.
+    """
+    if this.job.teacher_logits is None or this.train.parts > 1:
         return None
     rule = this.recipe.train
     views = ("seed", "batch_size", "mixup", "cutmix", "amp", "reestimate_batchnorm", "hold_out")
@@ -291,10 +327,17 @@ def train(this: Run, stage: str, rule: Train) -> None:
         device=this.device,
         score=this.score,
         folder=this.folder.state(stage),
+        stop=this.stop,
+        save_minutes=this.job.save_minutes,
     )
     before = this.rows
-    rows = trainer.run(this.job.resume, lambda rows: write_text(this.folder.log, as_csv(before + rows)))
+    rows = trainer.run(this.resumed, lambda rows: write_log(this.folder, before + rows))
     this.rows = before + rows
+
+
+def write_log(folder: RunFolder, rows: list[EpochRow]) -> None:
+    if ranks.is_first():
+        write_text(folder.log, as_csv(rows))
 
 
 def make_hard(this: Run) -> None:
@@ -315,14 +358,21 @@ def ship(this: Run) -> tuple[PackedFile, Agreement]:
     tensors = packed_tensors(this.net)
     facts = provenance(this.model, this.recipe, this.device, this.steps())
     document = packed_document(this.model, this.recipe, this.table, this.source, facts)
-    write(this.folder.packed, document, tensors)
+    ranks.from_first(lambda: write(this.folder.packed, document, tensors))
     loaded = place(rebuild(read(this.folder.packed)), this.device)
-    images, _ = next(iter(this.val))
-    agreement = compare(this.net, loaded, images.to(this.device))
+    agreement = ranks.from_first(lambda: compare(this.net, loaded, some_images(this)))
     this.accuracy["packed"] = this.score(loaded)
     document["accuracy"] = this.accuracy["packed"].to_json(speed=False)
-    write(this.folder.packed, document, tensors)  # the same tensors, with the accuracy they scored
+    ranks.from_first(
+        lambda: write(this.folder.packed, document, tensors)
+    )  # the same tensors, with the accuracy they scored
     return read(this.folder.packed), agreement
+
+
+def some_images(this: Run) -> torch.Tensor:
+    """A batch of validation images; the first rank has one, however few there are."""
+    images, _ = next(iter(this.val))
+    return images.to(this.device)
 
 
 def report(this: Run, file: PackedFile, agreement: Agreement) -> dict:
@@ -339,7 +389,8 @@ def report(this: Run, file: PackedFile, agreement: Agreement) -> dict:
         rows=this.rows,
         seconds=time.perf_counter() - this.started,
     )
-    write_text(this.folder.page, render(document))
-    write_text(this.folder.report, json.dumps(document, indent=1) + "\n")
+    if ranks.is_first():
+        write_text(this.folder.page, render(document))
+        write_text(this.folder.report, json.dumps(document, indent=1) + "\n")
     show(accuracy_table(document["accuracy"]))
     return document

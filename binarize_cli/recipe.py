@@ -97,6 +97,11 @@ class Train(Section):
     float_epochs: Annotated[int, Field(ge=0)] = 5
     """Float fine-tuning first, where the head had to be replaced."""
     batch_size: Annotated[int, Field(ge=1)] = 64
+    """Images of one step of the optimizer, over all ranks and micro-batches."""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """Micro-batches that a step's images go through the network in, where memory is short."""
+    sync_batchnorm: bool = False
+    """With several ranks: BatchNorm by the statistics of all of them."""
     opt: str = "adamw"
     lr: Annotated[float, Field(gt=0)] = 5e-4
     weight_decay: Annotated[float, Field(ge=0)] = 0.0

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import pickle
+import signal
+import socket
 import sys
+import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +123,7 @@ def make_trainer() -> Callable[..., Any]:
     from binarize_cli.models.names import resolve
     from binarize_cli.pipeline import choose_layers
     from binarize_cli.recipe import Distill, Recipe, Train
+    from binarize_cli.training.batchnorm import synchronise
     from binarize_cli.training.loop import Trainer
     from binarize_cli.training.objective import Objective
 
@@ -141,13 +148,17 @@ def make_trainer() -> Callable[..., Any]:
         if method != "float":
             quantizer = WeightQuantizer(recipe)
             binarize(net, choose_layers(net, float_model, recipe), quantizer)
+        if rule.sync_batchnorm:
+            synchronise(net, torch.device("cpu"))
         split = source.train.subset(range(0, len(source.train), len(source.train) // images)[:images])
         transform = train_transform(float_model.preprocessing, recipe.augment, source)
         return Trainer(
             net,
             stage="binary" if quantizer else "float",
             quantizer=quantizer,
-            batches=Batches(split, transform, batch_size=rule.batch_size, seed=rule.seed),
+            batches=Batches(
+                split, transform, batch_size=rule.batch_size, seed=rule.seed, accumulate=rule.accumulate
+            ),
             objective=objective or Objective(Distill(), None, rule.smoothing),
             train=rule,
             classes=10,
@@ -157,3 +168,76 @@ def make_trainer() -> Callable[..., Any]:
         )
 
     return make
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a rank ended: its exit code (minus the signal's number if it was killed), result and words."""
+
+    code: int
+    value: Any
+    err: str
+
+
+@pytest.fixture
+def on_ranks(tmp_path) -> Callable[..., list[Ended]]:
+    """`on_ranks(2, function)` calls function(rank) in two processes that are ranks of one run.
+
+    They are forked, because importing torch anew costs seconds, and they leave as the command does.
+    """
+
+    def run(world: int, function: Callable[[int], Any], patience: float = 120.0) -> list[Ended]:
+        with socket.create_server(("localhost", 0)) as free:
+            port = free.getsockname()[1]
+        pids = [_fork_rank(number, world, port, function, tmp_path) for number in range(world)]
+        deadline = time.monotonic() + patience
+        codes = [_wait(pid, deadline) for pid in pids]
+        return [_ended(code, tmp_path / f"rank{number}") for number, code in enumerate(codes)]
+
+    return run
+
+
+def _fork_rank(number: int, world: int, port: int, function: Callable, folder: Path) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    from binarize_cli import console, ranks
+    from binarize_cli.cli import leave_with
+    from binarize_cli.errors import BnnppError
+
+    try:
+        os.environ.update(RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE=str(world))
+        os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
+        err = (folder / f"rank{number}.err").open("w")
+        os.dup2(err.fileno(), 2)
+        sys.stderr = sys.__stderr__ = err
+        for known in (ranks.here, console.screen, console.page):
+            known.cache_clear()
+        ranks.start()
+        value = function(number)
+        (folder / f"rank{number}.value").write_bytes(pickle.dumps(value))
+        ranks.barrier()
+        ranks.leave(0, agreed=True)
+    except BnnppError as error:
+        leave_with(error)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(99)
+
+
+def _wait(pid: int, deadline: float) -> int:
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.02)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return -signal.SIGALRM  # of our patience
+
+
+def _ended(code: int, stem: Path) -> Ended:
+    value, err = stem.with_suffix(".value"), stem.with_suffix(".err")
+    return Ended(code, pickle.loads(value.read_bytes()) if value.exists() else None, err.read_text())

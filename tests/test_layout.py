@@ -14,7 +14,17 @@ PACKAGE = ROOT / "binarize_cli"
 
 JOURNEY = ("models", "data", "binarize", "training", "packed", "evaluation", "report")
 ABOVE = ("pipeline", "cli", "__main__")  # each imports those before it too
-GROUND = ("", "quantizers", "recipe", "console", "errors", "files", "ranks")  # "" is the package itself
+GROUND = (
+    "",
+    "quantizers",
+    "recipe",
+    "console",
+    "errors",
+    "files",
+    "ranks",
+    "lifeline",
+    "slurm",
+)  # "" is the package itself
 ORDER = {room: place for place, room in enumerate((*JOURNEY, *ABOVE), start=1)} | dict.fromkeys(GROUND, 0)
 
 HEAVY = {"torch", "torchvision", "timm", "matplotlib", "huggingface_hub", "PIL", "safetensors", "jinja2"}

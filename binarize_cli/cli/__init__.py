@@ -8,13 +8,14 @@ from typing import Annotated
 
 import typer
 
-from binarize_cli import __version__
+from binarize_cli import __version__, ranks
 from binarize_cli.cli import recipes
 from binarize_cli.cli.binarize import binarize
 from binarize_cli.cli.compare import compare
 from binarize_cli.cli.evaluate import evaluate
 from binarize_cli.cli.inspect import inspect
 from binarize_cli.cli.methods import methods
+from binarize_cli.cli.options import WithResume
 from binarize_cli.cli.theory import theory
 from binarize_cli.console import screen
 from binarize_cli.errors import BnnppError, InputError, did_you_mean
@@ -28,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(binarize)
+app.command(cls=WithResume)(binarize)
 app.command(name="eval")(evaluate)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(compare)
 app.command()(inspect)
@@ -58,28 +59,38 @@ OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", 
 
 def main() -> None:
     """Run a command; every expected failure is one message on stderr and the exit code of its kind."""
+    agreed = True  # with the other ranks, if there are any, that all of them leave
     try:
         code = app(prog_name="bnnpp", standalone_mode=False)
     except BnnppError as error:
-        code = _tell(error)
+        leave_with(error)
     except UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             typer.echo(error.format_message(), err=True)
             sys.exit(2)
         code = _tell(_usage(error))
     except (KeyboardInterrupt, typer.Abort):
-        code = 130
+        code, agreed = 130, False
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and not any(
             sign in str(error).lower() for sign in OUT_OF_MEMORY
         ):
+            ranks.await_alarm()
             raise
+        agreed = False
         hint = "Lower --batch-size; on CUDA also try --amp bf16."
         code = _tell(InputError(f"memory ran out ({str(error).splitlines()[0]})", hint=hint))
-    sys.exit(code if isinstance(code, int) else 0)
+    ranks.leave(code if isinstance(code, int) else 0, agreed)
+
+
+def leave_with(error: BnnppError) -> None:
+    """Tell it, and end this process with its code; the other ranks end too."""
+    ranks.leave(_tell(error), error.agreed)
 
 
 def _tell(error: BnnppError) -> int:
+    if not ranks.is_first() and ranks.world() > 1 and not error.agreed:  # the first does not know of it
+        sys.stderr.write(f"error: rank {ranks.rank()}: {error}\n")
     # Plain text: a message may hold brackets, which rich would take for markup.
     screen().print(
         f"error: {error}", style="bold red" if error.exit_code != 130 else None, markup=False, soft_wrap=True

@@ -7,9 +7,10 @@ import shlex
 import sys
 from typing import Any
 
+from binarize_cli import ranks, slurm
 from binarize_cli.cli import options as o
 from binarize_cli.console import result
-from binarize_cli.errors import InputError
+from binarize_cli.errors import InputError, Interrupted
 
 
 def binarize(
@@ -38,7 +39,8 @@ def binarize(
     img_size: o.ImgSize = None,
     output: o.Output = None,
     device: o.Device = "auto",
-    resume: o.Resume = False,
+    resume: o.Resume = None,
+    save_minutes: o.SaveMinutes = 10.0,
     overwrite: o.Overwrite = False,
     as_json: o.Json = False,
 ) -> None:
@@ -66,35 +68,52 @@ def binarize(
         raise InputError("--weights and --no-pretrained exclude each other", hint="Leave one of them out.")
     validated = _recipe(recipe, flags, set_ or [])
 
-    from binarize_cli.models import hub, names
+    from binarize_cli.training.stop import StopRequest
 
-    name = names.resolve(model)
-    if weights is None and not no_pretrained:
-        hub.check_reachable(name)  # before seconds go by in importing torch
+    with StopRequest() as stop:  # before torch is imported: until then a signal kills
+        from binarize_cli.models import hub, names
 
-    from binarize_cli import pipeline
+        name = names.resolve(model)
+        if weights is None and not no_pretrained:
+            hub.check_reachable(name)  # before seconds go by in importing torch
 
-    job = pipeline.Job(
-        command=shlex.join(["bnnpp", *sys.argv[1:]]),
-        model=name,
-        recipe=validated,
-        dataset=dataset,
-        data_dir=data_dir,
-        weights=weights,
-        pretrained=not no_pretrained,
-        num_classes=num_classes,
-        img_size=img_size,
-        output=output,
-        device=device,
-        workers=workers,
-        cache_gb=cache_gb,
-        teacher_logits=teacher_logits,
-        resume=resume,
-        overwrite=overwrite,
-        skip_unreadable=skip_unreadable,
-    )
-    folder, document = pipeline.run(job)
+        from binarize_cli import pipeline
+
+        job = pipeline.Job(
+            command=shlex.join(["bnnpp", *sys.argv[1:]]),
+            model=name,
+            recipe=validated,
+            dataset=dataset,
+            data_dir=data_dir,
+            weights=weights,
+            pretrained=not no_pretrained,
+            num_classes=num_classes,
+            img_size=img_size,
+            output=output,
+            device=device,
+            workers=workers,
+            cache_gb=cache_gb,
+            teacher_logits=teacher_logits,
+            resume=resume or ("auto" if slurm.inside() else "never"),
+            save_minutes=save_minutes,
+            overwrite=overwrite and not slurm.restarted(),  # then it would be its own run that it replaces
+            skip_unreadable=skip_unreadable,
+        )
+        try:
+            folder, document = pipeline.run(job, stop)
+        except Interrupted as left:
+            _leave(stop, left)
+            raise
     result(json.dumps(document) if as_json else str(folder.packed))
+
+
+def _leave(stop, left: Interrupted) -> None:
+    """Under SLURM the job is queued again, unless it was Ctrl-C; the other ranks wait until that is done."""
+    if slurm.inside() or ranks.world() > 1:
+        stop.leaving()
+    if ranks.is_first() and left.exit_code == Interrupted.exit_code:
+        slurm.requeue()
+    ranks.barrier()
 
 
 def _recipe(name: str, flags: dict[str, Any], pairs: list[str]):

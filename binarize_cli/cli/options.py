@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
+from typer.core import TyperCommand
+
+from binarize_cli.files import Resume as ResumeMode
 
 
 def _in(panel: str):
@@ -61,6 +64,31 @@ Output = Annotated[
     Path | None, run("--output", "-o", help="The run folder. Default: runs/<model>-<method>-<task>.")
 ]
 Device = Annotated[str, run("--device", help="auto, cpu, cuda or cuda:1.")]
-Resume = Annotated[bool, run("--resume", help="Continue the unfinished run.")]
+Resume = Annotated[
+    ResumeMode | None,
+    run(
+        "--resume",
+        help="Continue the unfinished run: always (also --resume alone), never, or auto, if the same "
+        "command left one. Default: auto inside SLURM, else never.",
+        metavar="[always|auto|never]",
+    ),
+]
+SaveMinutes = Annotated[
+    float, run("--save-minutes", help="Save the state that often within an epoch. Default: 10.", min=0)
+]
 Overwrite = Annotated[bool, run("--overwrite", help="Replace what the run folder holds.")]
+
+
+class WithResume(TyperCommand):
+    """A command in which `--resume` alone means `--resume always`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """click's own parsing, after the word that was left out is put in."""
+        modes = get_args(ResumeMode)
+        for place in range(len(args), 0, -1):
+            if args[place - 1] == "--resume" and (args[place:] or [""])[0] not in modes:
+                args.insert(place, "always")
+        return super().parse_args(ctx, args)
+
+
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]

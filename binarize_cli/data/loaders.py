@@ -1,4 +1,7 @@
-"""Batches of tensors. What they hold depends on the seed, the epoch and the image, never on the workers."""
+"""Batches of tensors. What they hold depends on the seed, the epoch and the image, never on the workers.
+
+Nor does it depend on how many ranks share a batch out between them.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from binarize_cli import ranks
 from binarize_cli.data.images import Source, Split, UnreadableImage
 from binarize_cli.errors import InputError
 
@@ -35,6 +39,7 @@ class Transform:
 
     image: Callable[[Image.Image], Tensor]  # -> uint8 [C, H, W]
     batch: Callable[[Tensor], Tensor]  # uint8 [B, C, H, W] -> float32 [B, C, H, W]
+    erase: Callable[[Tensor], Tensor] | None = None  # patches of a normalised image [C, H, W], in place
 
 
 def resolve_augment(augment: Augment, preprocessing: Preprocessing, source: Source) -> Augment:
@@ -74,7 +79,7 @@ def train_transform(preprocessing: Preprocessing, augment: Augment, source: Sour
         geometry[:1] = _test_crop(preprocessing)
     steps = [_Mode(preprocessing), *geometry, *colour.transforms, *to_tensor.transforms]
     erase = RandomErasing(augment.reprob, mode="pixel", device="cpu") if augment.reprob else None
-    return Transform(transforms.Compose(steps), _Normalize(preprocessing, erase))
+    return Transform(transforms.Compose(steps), _Normalize(preprocessing), erase)
 
 
 def score_transform(preprocessing: Preprocessing) -> Transform:
@@ -131,20 +136,23 @@ class _Mode:
 
 
 class _Normalize:
-    """Normalises a batch, to the same bits as timm does image by image; training may then erase patches."""
+    """Normalises a batch, to the same bits as timm does image by image."""
 
-    def __init__(self, preprocessing: Preprocessing, erase: Callable[[Tensor], Tensor] | None = None):
+    def __init__(self, preprocessing: Preprocessing):
         self.mean = torch.tensor(preprocessing.mean).view(-1, 1, 1)
         self.std = torch.tensor(preprocessing.std).view(-1, 1, 1)
-        self.erase = erase
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        images = pixels.float().div_(255).sub_(self.mean).div_(self.std)
-        return self.erase(images) if self.erase else images
+        return pixels.float().div_(255).sub_(self.mean).div_(self.std)
 
 
 class Batches:
-    """Training batches. The last, incomplete one is dropped; a set smaller than a batch is one batch."""
+    """Training batches. The last, incomplete one is dropped; a set smaller than a batch is one batch.
+
+    `batch_size` is that of one step of the optimizer. It is shared out evenly over the ranks, and by
+    each of them over `accumulate` micro-batches, which are what comes out of `epoch`. Raises InputError where
+    that leaves a remainder.
+    """
 
     def __init__(
         self,
@@ -153,21 +161,44 @@ class Batches:
         *,
         batch_size: int,
         seed: int,
+        accumulate: int = 1,
         workers: int = 0,
         device: torch.device | None = None,
     ):
         self.split, self.transform, self.seed = split, transform, seed
-        self.batch_size = min(batch_size, len(split))
+        self.accumulate, self.parts = accumulate, accumulate * ranks.world()
+        self.batch_size = self._shareable(batch_size)
         self.workers, self.device = workers, device
 
     def __len__(self) -> int:
+        """Steps of an epoch."""
         return len(self.split) // self.batch_size
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images (float32 [B, C, H, W]) and targets (int64 [B]) of an epoch from batch `start` on.
+    @property
+    def micro_batch(self) -> int:
+        """Images that a rank takes through the network at once."""
+        return self.batch_size // self.parts
 
-        The batches before `start` are not decoded; those after it have the same bits as in the whole epoch.
-        Raises UnreadableImage.
+    def _shareable(self, batch_size: int) -> int:
+        over = f"{ranks.world()} ranks of {self.accumulate} micro-batches"
+        if batch_size % self.parts:
+            hint = f"Choose a multiple of {self.parts}."
+            raise InputError(
+                f"{batch_size} images cannot be shared out over {over}", where="train.batch_size", hint=hint
+            )
+        whole = min(batch_size, len(self.split) // self.parts * self.parts)
+        if not whole and len(self.split):
+            hint = "Use fewer ranks or micro-batches."
+            raise InputError(
+                f"{len(self.split)} images are too few for {over}", where="train.batch_size", hint=hint
+            )
+        return whole
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's images (float32 [M, C, H, W]) and targets (int64 [M]), from step `start` on.
+
+        A step has `accumulate` such micro-batches, of M = `micro_batch` images. Those before `start` are not
+        decoded; those after it have the same bits as in the whole epoch. Raises UnreadableImage.
         """
         # A generator takes 32 bits, so seed and epoch are mixed into that many.
         mixed = np.random.SeedSequence((self.seed % 2**32, epoch)).generate_state(1).item()
@@ -175,11 +206,27 @@ class Batches:
         order = torch.randperm(len(self.split), generator=draw)
         seeds = torch.randint(2**32, order.shape, generator=draw).tolist()  # one an image
         batches = order[: len(self) * self.batch_size].view(-1, self.batch_size)[start:].tolist()
+        own = range(ranks.rank(), self.parts, ranks.world())
+        batches = [_part(batch, number, self.parts) for batch in batches for number in own]
         return _load(_Decoded(self.split, self.transform, seeds), batches, self.workers, self.device)
 
 
+def _part(batch: list[int], number: int, parts: int) -> list[int]:
+    """Part `number` of a batch: as many from its front as from its end.
+
+    timm's mixup mixes the first image with the last, the second with the last but one: both are in one part.
+    """
+    size = len(batch) // parts
+    front, back = (size + 1) // 2, size // 2
+    end = len(batch) - number * back
+    return batch[number * front : (number + 1) * front] + batch[end - back : end]
+
+
 class ScoreBatches:
-    """Batches to score: every image once, in order, the last batch as small as it comes out."""
+    """Batches to score: every image once, in order, the last batch as small as it comes out.
+
+    Of several ranks each has a share of the batches: the last ones may have one less, or none.
+    """
 
     def __init__(
         self,
@@ -190,9 +237,8 @@ class ScoreBatches:
         device: torch.device | None = None,
     ):
         self.images = _Decoded(split, score_transform(preprocessing))
-        self.batches = [
-            list(range(len(split))[at : at + batch_size]) for at in range(0, len(split), batch_size)
-        ]
+        starts = range(0, len(split), batch_size)[ranks.rank() :: ranks.world()]
+        self.batches = [list(range(len(split))[at : at + batch_size]) for at in starts]
         self.workers, self.device = workers, device
 
     def __len__(self) -> int:
@@ -222,6 +268,7 @@ class _Decoded(Dataset):
             with _private_randomness():
                 pixels = torch.stack([self._pixels(index) for index in indices])
                 images = self.transform.batch(pixels)
+                self._erase(images, indices)
         except UnreadableImage as error:
             return error
         return images, torch.tensor([self.split.targets[index] for index in indices])
@@ -229,12 +276,23 @@ class _Decoded(Dataset):
     def _pixels(self, index: int) -> Tensor:
         image = self.split.read(index)
         if self.seeds is not None:
-            seed = self.seeds[index]
-            # timm and torchvision draw from all three. torch.manual_seed also visits every accelerator: slow.
-            random.seed(seed)
-            np.random.seed(seed)
-            torch.default_generator.manual_seed(seed)
+            _seed(self.seeds[index])
         return self.transform.image(image)
+
+    def _erase(self, images: Tensor, indices: Sequence[int]) -> None:
+        """Patches of the images, in place; drawn for each by itself, so that its neighbours do not matter."""
+        if self.transform.erase is None:
+            return
+        for image, index in zip(images, indices, strict=True):
+            _seed((self.seeds[index] + 1) % 2**32)  # other numbers than those the image was cropped by
+            self.transform.erase(image)
+
+
+def _seed(seed: int) -> None:
+    """timm and torchvision draw from all three. torch.manual_seed also visits every accelerator: slow."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
 
 
 @contextlib.contextmanager
@@ -258,7 +316,7 @@ def _load(
         batch_size=None,  # an item is a batch already
         num_workers=workers,
         collate_fn=_as_it_is,
-        worker_init_fn=_leave_ctrl_c_to_the_main_process,
+        worker_init_fn=_leave_signals_to_the_main_process,
         pin_memory=device is not None and device.type == "cuda",
         generator=torch.Generator(),  # else each epoch would draw from the global one
         # Forked workers share the decoded images; elsewhere than on Linux forking is not safe.
@@ -270,9 +328,14 @@ def _load(
         yield tuple(batch)
 
 
-def _leave_ctrl_c_to_the_main_process(_: int) -> None:
-    """A terminal sends Ctrl-C to every process; the main one still needs its workers for its step."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+GRACE = 20  # seconds that a worker goes on after SIGTERM
+
+
+def _leave_signals_to_the_main_process(_: int) -> None:
+    """A terminal and SLURM signal every process; the main one still needs its workers for its step."""
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
 
 
 def _as_it_is(batch: object) -> object:

@@ -1,4 +1,4 @@
-"""BatchNorm after hardening: its statistics were those of the soft network."""
+"""BatchNorm over ranks, and after hardening: its statistics were those of the soft network."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 
 import torch
+from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from binarize_cli import ranks
 from binarize_cli.training.score import Score
 
 ENOUGH_IMAGES = 10_000  # of which the statistics have long settled
@@ -19,12 +22,61 @@ def has_batchnorm(net: nn.Module) -> bool:
     return any(isinstance(m, _BatchNorm) and m.track_running_stats for m in net.modules())
 
 
+def synchronise(net: nn.Module, device: torch.device) -> nn.Module:
+    """In training BatchNorm normalises by the batch of all ranks. One rank: the network as it is."""
+    if ranks.world() == 1:
+        return net
+    if device.type == "cuda":
+        return convert_sync_batchnorm(net)
+    norms = [name for name, m in net.named_modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    for name in norms:
+        net.set_submodule(name, SyncBatchNorm(net.get_submodule(name)))
+    return net
+
+
+class SyncBatchNorm(_BatchNorm):
+    """nn.SyncBatchNorm on a CPU: torch's own takes accelerators only. Every rank has as many images."""
+
+    def __init__(self, norm: _BatchNorm):
+        super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        self.load_state_dict(norm.state_dict(), strict=False)  # timm's has the activation's in it
+        self.train(norm.training)
+        self.drop, self.act = nn.Identity(), nn.Identity()
+        if isinstance(norm, BatchNormAct2d):
+            self.drop, self.act = norm.drop, norm.act
+
+    def forward(self, x: Tensor) -> Tensor:  # [N, C, ...] -> [N, C, ...]
+        return self.act(self.drop(self._over_ranks(x) if self.training else super().forward(x)))
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        pass
+
+    def _over_ranks(self, x: Tensor) -> Tensor:
+        over, shape = [i for i in range(x.dim()) if i != 1], [1, -1] + [1] * (x.dim() - 2)
+        world = ranks.world()
+        mean = all_reduce(x.mean(over)) / world  # [C], as var
+        var = all_reduce((x - mean.view(shape)).square().mean(over)) / world
+        if self.track_running_stats:
+            self._track(mean.detach(), var.detach(), world * x.numel() // len(mean))
+        out = (x - mean.view(shape)) * (var.view(shape) + self.eps).rsqrt()
+        return out * self.weight.view(shape) + self.bias.view(shape) if self.affine else out
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, var: Tensor, count: int) -> None:
+        """The running statistics; `count` numbers a channel went into these."""
+        self.num_batches_tracked += 1
+        share = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(var * (count / (count - 1)), share)
+
+
 @torch.no_grad()
 def reestimate(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> nn.Module:
     """Replace, in place, every running statistic by its plain average over (at most 10,000) training images.
 
     The images come with the training augmentation: on clean images even a float network lost two
     points when measured. Only BatchNorm is in training mode meanwhile, so dropout stays off.
+    Every rank has its own images, and all of them the mean of what each found.
     """
     norms = [m for m in net.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     momenta = [norm.momentum for norm in norms]
@@ -36,11 +88,13 @@ def reestimate(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device:
     seen = 0
     for inputs, _ in batches:
         net(inputs.to(device))
-        seen += len(inputs)
+        seen += len(inputs) * ranks.world()
         if seen >= ENOUGH_IMAGES:
             break
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
+        ranks.reduce_mean(norm.running_mean)
+        ranks.reduce_mean(norm.running_var)
     return net.eval()
 
 

@@ -5,13 +5,19 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from binarize_cli import ranks
 from binarize_cli.errors import InputError
 
 
 def find_device(text: str) -> torch.device:
-    """`auto`, `cpu`, `cuda` or `cuda:1` as a device. Raises InputError where there is no such device."""
+    """`auto`, `cpu`, `cuda` or `cuda:1` as a device. Raises InputError where there is no such device.
+
+    Of several ranks each has the GPU of its number on the node.
+    """
     if text == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        text = "cuda" if torch.cuda.is_available() else "cpu"
+    if ranks.world() > 1 and text != "cpu":
+        return _of_this_rank(text)
     name, _, index = text.partition(":")
     if name not in ("cpu", "cuda") or (index and not index.isdigit()):
         raise InputError(
@@ -22,6 +28,20 @@ def find_device(text: str) -> torch.device:
         found = f"{count} {name.upper()} device{'s' * (count > 1)}" if count else "no CUDA device"
         raise InputError(f"'{text}' is not here: {found} found", where="--device", hint="Use --device auto.")
     return torch.device(text)
+
+
+def _of_this_rank(text: str) -> torch.device:
+    if text != "cuda":
+        raise InputError(
+            f"{ranks.world()} ranks cannot share '{text}'", where="--device", hint="Use --device auto."
+        )
+    count, number = torch.cuda.device_count(), ranks.here().local_rank
+    index = number if count != 1 else 0  # SLURM may show each task its own GPU alone
+    if index >= count:
+        what = f"local rank {number} has no GPU: {count} found on its node"
+        raise InputError(what, where="--device", hint="Start a rank for each GPU, or use --device cpu.")
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
 
 
 def place(net: nn.Module, device: torch.device) -> nn.Module:

@@ -1,31 +1,78 @@
-"""What a run resumes from, on disk: written whole or not at all, and loaded without unpickling code."""
+"""What a run resumes from, on disk: written whole or not at all, checked, loaded without unpickling code."""
 
 from __future__ import annotations
 
+import hashlib
 import io
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from binarize_cli.console import say, warn
 from binarize_cli.errors import InputError
 from binarize_cli.files import atomic
 
-LAST, BEST = "last.pt", "best.pt"
+HEADER = b"bnnpp state 1 sha256 "  # then 64 hex digits, a line feed, and what torch.save wrote
+KEPT = 2  # newest states: should one not be whole, there is another
+NAME = re.compile(r"step-(\d+)\.state")
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write a state in one step. Raises InputError when the disk is full; the older state is kept."""
     whole = io.BytesIO()  # torch reports a full disk as a RuntimeError of its own
     torch.save(state, whole)
+    content = whole.getbuffer()
     with atomic(path) as file:
-        file.write(whole.getbuffer())
+        file.write(HEADER + hashlib.sha256(content).hexdigest().encode() + b"\n")
+        file.write(content)
 
 
-def load(path: Path, device: torch.device) -> dict[str, Any]:
+def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """The state. Raises InputError where the file is damaged."""
+    hint = "Start afresh with --overwrite or another --output."
     try:
-        return torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # torch raises its unpickler's own classes here
-        hint = "Start afresh with another --output."
-        raise InputError(f"the state cannot be read: {error}", where=str(path), hint=hint) from None
+        header, _, content = path.read_bytes().partition(b"\n")
+    except OSError as error:
+        what = f"the state cannot be read: {error.strerror or error}"
+        raise InputError(what, where=str(path), hint=hint) from None
+    if header != HEADER + hashlib.sha256(content).hexdigest().encode():
+        what = "the state cannot be read: it is not whole (its checksum is another)"
+        raise InputError(what, where=str(path), hint=hint)
+    return torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+
+
+def kept(folder: Path) -> list[Path]:
+    """The states in a folder, the newest first."""
+    found = {path: NAME.fullmatch(path.name) for path in folder.glob("step-*.state")}
+    return sorted((p for p, match in found.items() if match), key=lambda p: int(found[p][1]), reverse=True)
+
+
+def save_newest(folder: Path, steps: int, state: dict[str, Any]) -> Path:
+    """Write the state after so many steps, and keep the last two. Raises InputError when the disk is full."""
+    path = folder / f"step-{steps:08}.state"
+    save(path, state)
+    for old in (*kept(folder)[KEPT:], *folder.glob(".step-*")):  # also what a killed process was writing
+        old.unlink(missing_ok=True)
+    return path
+
+
+def load_newest(folder: Path) -> dict[str, Any] | None:
+    """The newest whole state, None where there is none. Says which it is, and which were not whole.
+
+    Raises InputError where there are states, but no whole one.
+    """
+    fault = None
+    for path in kept(folder):
+        try:
+            found = load(path)
+        except InputError as error:
+            warn(f"{path}: {error.what}")
+            fault = fault or error
+            continue
+        say(f"continuing from {path}")
+        return found
+    if fault:
+        raise fault
+    return None

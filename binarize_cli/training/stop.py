@@ -1,27 +1,72 @@
-"""Ctrl-C: the first asks for a stop at the next step boundary, the second is immediate."""
+"""Signals: the first asks for a stop at the next step boundary, the second is immediate."""
 
 from __future__ import annotations
 
+import os
 import signal
+import time
 
 from binarize_cli.console import say
 
+# SLURM's warnings (--signal=USR1@60) and its request to end. The SIGCONT that it sends before a SIGTERM is
+# none of them: it only wakes what was stopped.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+CTRL_C, AGAIN = 130, 75  # 75 is EX_TEMPFAIL of sysexits.h: run the same command again
+EXIT_CODES = (CTRL_C, AGAIN)
+ECHO = 3.0  # seconds in which a second signal is an echo of the first
+
 
 class StopRequest:
-    """Inside the block, `requested` says whether SIGINT has come; outside Python's own handling is back."""
+    """Inside the block, `code` is the exit code asked for: 0 until a signal comes. Outside nothing changes.
+
+    Entered twice, it listens until the outer block ends. Made before torch is imported, it cannot come too
+    late: a signal without a handler would kill the process.
+    """
 
     def __init__(self):
-        self.requested = False
+        self.code = 0
+        self._depth = 0
+        self._before: dict[signal.Signals, object] = {}
+        self._came = 0.0
 
     def __enter__(self) -> StopRequest:
-        self._before = signal.signal(signal.SIGINT, self._note)
+        if self._depth == 0:
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self._depth += 1
         return self
 
     def __exit__(self, *_) -> None:
-        signal.signal(signal.SIGINT, self._before)
+        self._depth -= 1
+        if self._depth == 0:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
 
-    def _note(self, *_) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
-        say("Ctrl-C: saving after this step. Press it again to leave at once.")
+    def leaving(self) -> None:
+        """From now on signals are ignored: the process ends by itself, with its own exit code."""
+        self._before = dict.fromkeys(SIGNALS, signal.SIG_IGN)
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+    def _note(self, number: int, _frame: object) -> None:
+        if not self.code:
+            self.code, self._came = CTRL_C if number == signal.SIGINT else AGAIN, time.monotonic()
+            name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+            say(f"{name}: saving after this step. {_once_more(number)} to leave at once.")
+        elif not (_launched() and time.monotonic() - self._came < ECHO):
+            _leave_at_once(number)
+
+
+def _launched() -> bool:
+    """Whether a launcher may pass a signal on that came here already: torchrun does, and so may SLURM."""
+    return "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_JOB_ID" in os.environ
+
+
+def _once_more(number: int) -> str:
+    return "Press it again" if number == signal.SIGINT else "Send it again"
+
+
+def _leave_at_once(number: int) -> None:
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    signal.signal(number, signal.SIG_DFL)  # to die of it, so that the parent sees what it was
+    os.kill(os.getpid(), number)
