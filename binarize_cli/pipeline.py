@@ -47,7 +47,7 @@ from binarize_cli.training.log import EpochRow, as_csv
 from binarize_cli.training.loop import Trainer
 from binarize_cli.training.objective import Objective
 from binarize_cli.training.optimizer import check_optimizer
-from binarize_cli.training.precision import find_device, place
+from binarize_cli.training.precision import allow_tf32, find_device, place
 from binarize_cli.training.stop import StopRequest
 from binarize_cli.training.teacher import KeptLogits, Teacher
 
@@ -72,6 +72,7 @@ class Job:
     teacher_logits: Path | None = None
     resume: Resume = "never"
     save_minutes: float = 10.0
+    compile: bool = False
     overwrite: bool = False
     skip_unreadable: bool = False
 
@@ -146,6 +147,7 @@ def run(job: Job, stop: StopRequest) -> tuple[RunFolder, dict]:
 def plan(job: Job, choice: Choice, stop: StopRequest) -> Run:
     """Everything that the user's input can get wrong happens here; nothing is written yet."""
     device = find_device(job.device)
+    allow_tf32(job.recipe.train.amp, device)
     torch.manual_seed(job.recipe.train.seed)  # of random weights and of a new head
     check_optimizer(job.recipe.train.opt)
     with ranks.in_turn():  # what is downloaded, is downloaded once
@@ -329,6 +331,7 @@ def train(this: Run, stage: str, rule: Train) -> None:
         folder=this.folder.state(stage),
         stop=this.stop,
         save_minutes=this.job.save_minutes,
+        compile=this.job.compile,
     )
     before = this.rows
     rows = trainer.run(this.resumed, lambda rows: write_log(this.folder, before + rows))

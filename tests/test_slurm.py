@@ -176,7 +176,7 @@ def check_continued(jobs: Jobs, job: str, name: str, signal_name: str, count: in
 @pytest.mark.slurm
 def test_an_sbatch_run_of_two_tasks(jobs):
     job = jobs.submit(
-        "--ntasks-per-node=2", "--gres=gpu:2", SCRIPT, "digits_vit", "bnn++", *LONG[:2], "--epochs", 2
+        "--ntasks-per-node=2", "--gres=gpu:2", SCRIPT, "digits_resnet", "bnn++", *LONG[:2], "--epochs", 2
     )
     jobs.wait_until_done(job)
     log = jobs.log(f"bnnpp-{job}.out")
@@ -189,7 +189,7 @@ def test_an_sbatch_run_of_two_tasks(jobs):
 @pytest.mark.slurm
 def test_a_warning_before_the_time_limit_requeues_and_the_run_completes(jobs):
     """SLURM may send it up to a minute early, here at once; the second time the limit is raised."""
-    job = jobs.submit("--time=2", "--signal=USR1@60", SCRIPT, "digits_vit", "bnn++", *LONG)
+    job = jobs.submit("--time=2", "--signal=USR1@60", SCRIPT, "digits_resnet", "bnn++", *LONG)
     jobs.wait_for(lambda: "stopped after step" in jobs.log(f"bnnpp-{job}.out"), "the signal")
     jobs.wait_for(lambda: jobs.show(job)["JobState"] == "PENDING", "the requeue")
     jobs.call("scontrol", "update", f"JobId={job}", "TimeLimit=20")
@@ -201,7 +201,7 @@ def test_a_warning_before_the_time_limit_requeues_and_the_run_completes(jobs):
 @pytest.mark.slurm
 def test_a_preempted_job_is_queued_again_and_completes(jobs):
     nodes = ("--nodes=1", "--nodelist=n1", "--exclusive")
-    job = jobs.submit("--partition=low", *nodes, SCRIPT, "digits_vit", "bnn++", *LONG)
+    job = jobs.submit("--partition=low", *nodes, SCRIPT, "digits_resnet", "bnn++", *LONG)
     jobs.wait_for(lambda: "epoch 2/12" in jobs.log(f"bnnpp-{job}.out"), "an epoch")
     jobs.submit("--partition=high", *nodes, "--output=/dev/null", "--wrap", "sleep 5")
     jobs.wait_until_done(job)
@@ -211,7 +211,7 @@ def test_a_preempted_job_is_queued_again_and_completes(jobs):
 @pytest.mark.slow
 @pytest.mark.slurm
 def test_a_job_that_is_requeued_continues(jobs):
-    job = jobs.submit(SCRIPT, "digits_vit", "bnn++", *LONG)
+    job = jobs.submit(SCRIPT, "digits_resnet", "bnn++", *LONG)
     jobs.wait_for(lambda: "epoch 2/12" in jobs.log(f"bnnpp-{job}.out"), "an epoch")
     jobs.call("scontrol", "requeue", job)
     jobs.wait_until_done(job)
@@ -221,7 +221,7 @@ def test_a_job_that_is_requeued_continues(jobs):
 @pytest.mark.slow
 @pytest.mark.slurm
 def test_a_cancelled_job_saves_and_stays_cancelled(jobs):
-    job = jobs.submit(SCRIPT, "digits_vit", "bnn++", *LONG)
+    job = jobs.submit(SCRIPT, "digits_resnet", "bnn++", *LONG)
     jobs.wait_for(lambda: "epoch 2/12" in jobs.log(f"bnnpp-{job}.out"), "an epoch")
     jobs.call("scancel", job)
     jobs.wait_for(lambda: jobs.show(job)["JobState"] == "CANCELLED", "the end")
@@ -233,7 +233,7 @@ def test_a_cancelled_job_saves_and_stays_cancelled(jobs):
 @pytest.mark.slurm
 def test_torchrun_on_two_nodes_is_warned_requeued_and_completes(jobs):
     script = SCRIPT.with_name("multi-node.sbatch")
-    job = jobs.submit("--gres=gpu:1", script, "digits_vit", "bnn++", *LONG)
+    job = jobs.submit("--gres=gpu:1", script, "digits_resnet", "bnn++", *LONG)
     name = f"bnnpp-nodes-{job}.out"
     jobs.wait_for(lambda: "epoch 2/12" in jobs.log(name), "an epoch")
     jobs.call("scancel", "--signal=USR1", job)

@@ -68,18 +68,16 @@ class WeightQuantizer:
             return weight.detach().abs().mean()
         return weight.detach().abs().mean(dim=tuple(range(1, weight.dim())), keepdim=True)
 
-    def scale(self, latent: Tensor, normaliser: Tensor) -> Tensor:
-        """alpha = mean |w*| / mean |F(w* / n)|: the magnitude of the float weights, at every progress.
+    def scale(self, latent: Tensor, value: Tensor, learned: Tensor | None = None) -> Tensor:
+        """alpha = mean |w*| / mean |F(w* / n)|, with value = F(w* / n), at every progress.
 
-        `scale: none` has alpha = 1, the literal form of the paper.
+        That is the magnitude of the float weights, or a learned one. `scale: none` has alpha = 1, the
+        literal form of the paper.
         """
         if self.scale_rule == "none":
             return torch.ones((), device=latent.device)
-        return self.magnitude(latent) / self.spread(latent, normaliser)
-
-    def spread(self, latent: Tensor, normaliser: Tensor) -> Tensor:
-        """mean |F(w* / n)|, shaped as `magnitude`; 1 where F is sign."""
-        return self.magnitude(self.F(latent.detach() / normaliser)).clamp_min(TINY)
+        size = self.magnitude(latent) if learned is None else learned
+        return size / self.magnitude(value).clamp_min(TINY)
 
     @contextmanager
     def hardened(self, hard: bool = True) -> Iterator[None]:

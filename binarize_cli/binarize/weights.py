@@ -29,11 +29,10 @@ class LatentWeight(nn.Module):
             return self.computed
         q = self.quantizer
         n = q.normaliser(self.latent)
-        if self.learned_scale is None:
-            alpha = q.scale(self.latent, n)
-        else:
-            alpha = self.learned_scale / q.spread(self.latent, n)
-        return ForwardBackward.apply(self.latent, n, alpha, q.F, q.B)
+        with torch.no_grad():
+            value = q.F(self.latent / n)  # once: alpha is taken from it too
+        alpha = q.scale(self.latent, value, self.learned_scale)
+        return ForwardBackward.apply(self.latent, n, alpha, lambda _: value, q.B)
 
     @torch.no_grad()
     def signs(self) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from binarize_cli import __version__, ranks
-from binarize_cli.cli import recipes
+from binarize_cli.cli import bench, recipes
 from binarize_cli.cli.binarize import binarize
 from binarize_cli.cli.compare import compare
 from binarize_cli.cli.evaluate import evaluate
@@ -36,6 +36,7 @@ app.command()(inspect)
 app.command()(methods)
 app.command()(theory)
 app.add_typer(recipes.app, name="recipes")
+app.add_typer(bench.app, name="bench")
 
 
 def _version(wanted: bool) -> None:

@@ -41,6 +41,7 @@ def binarize(
     device: o.Device = "auto",
     resume: o.Resume = None,
     save_minutes: o.SaveMinutes = 10.0,
+    compile: o.Compile = False,
     overwrite: o.Overwrite = False,
     as_json: o.Json = False,
 ) -> None:
@@ -66,7 +67,7 @@ def binarize(
     }
     if weights is not None and no_pretrained:
         raise InputError("--weights and --no-pretrained exclude each other", hint="Leave one of them out.")
-    validated = _recipe(recipe, flags, set_ or [])
+    chosen = validated(recipe, flags, set_ or [])
 
     from binarize_cli.training.stop import StopRequest
 
@@ -82,7 +83,7 @@ def binarize(
         job = pipeline.Job(
             command=shlex.join(["bnnpp", *sys.argv[1:]]),
             model=name,
-            recipe=validated,
+            recipe=chosen,
             dataset=dataset,
             data_dir=data_dir,
             weights=weights,
@@ -96,6 +97,7 @@ def binarize(
             teacher_logits=teacher_logits,
             resume=resume or ("auto" if slurm.inside() else "never"),
             save_minutes=save_minutes,
+            compile=compile,
             overwrite=overwrite and not slurm.restarted(),  # then it would be its own run that it replaces
             skip_unreadable=skip_unreadable,
         )
@@ -116,7 +118,7 @@ def _leave(stop, left: Interrupted) -> None:
     ranks.barrier()
 
 
-def _recipe(name: str, flags: dict[str, Any], pairs: list[str]):
+def validated(name: str, flags: dict[str, Any], pairs: list[str]):
     """The recipe of that name, then the flags, then `--set`, validated together."""
     from binarize_cli import recipe as recipes
 

@@ -76,6 +76,7 @@ Resume = Annotated[
 SaveMinutes = Annotated[
     float, run("--save-minutes", help="Save the state that often within an epoch. Default: 10.", min=0)
 ]
+Compile = Annotated[bool, run("--compile", help="Train through torch.compile.")]
 Overwrite = Annotated[bool, run("--overwrite", help="Replace what the run folder holds.")]
 
 

@@ -322,10 +322,35 @@ def _load(
         # Forked workers share the decoded images; elsewhere than on Linux forking is not safe.
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
-    for batch in loader:
-        if isinstance(batch, UnreadableImage):
-            raise batch
-        yield tuple(batch)
+    readable = (_checked(batch) for batch in loader)
+    yield from _one_ahead(readable, device) if device is not None and device.type == "cuda" else readable
+
+
+def _checked(batch: object) -> tuple[Tensor, Tensor]:
+    if isinstance(batch, UnreadableImage):
+        raise batch
+    return tuple(batch)
+
+
+def _one_ahead(
+    batches: Iterator[tuple[Tensor, Tensor]], device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches on a CUDA device: while one is used, the next is copied on a stream of its own."""
+    copies, here = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    present = None
+    for batch in batches:
+        with torch.cuda.stream(copies):
+            coming = tuple(tensor.to(device, non_blocking=True) for tensor in batch)
+        if present is not None:
+            yield present
+        here.wait_stream(copies)
+        for tensor in coming:
+            tensor.record_stream(
+                here
+            )  # its memory is not to be used again before the network is done with it
+        present = coming
+    if present is not None:
+        yield present
 
 
 GRACE = 20  # seconds that a worker goes on after SIGTERM

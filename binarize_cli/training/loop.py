@@ -27,7 +27,7 @@ from binarize_cli.training.flips import FlipCounter
 from binarize_cli.training.log import EpochRow
 from binarize_cli.training.objective import Objective
 from binarize_cli.training.optimizer import make_optimizer, make_scheduler
-from binarize_cli.training.precision import autocast_type
+from binarize_cli.training.precision import autocast_type, compiled
 from binarize_cli.training.score import Score
 from binarize_cli.training.stop import EXIT_CODES, StopRequest
 from binarize_cli.training.updates import update_rule
@@ -83,6 +83,7 @@ class Trainer:
         folder: Path,
         stop: StopRequest | None = None,
         save_minutes: float = 10.0,
+        compile: bool = False,
     ):
         self.net, self.stage, self.quantizer = net, stage, quantizer
         self.batches, self.objective, self.train = batches, objective, train
@@ -99,6 +100,7 @@ class Trainer:
             self.mixup = Mixup(train.mixup, train.cutmix, label_smoothing=0.0, num_classes=classes)
         self.flips = FlipCounter(net)
         self.shared = ranks.share_out(net)
+        self.forward = compiled(self.shared) if compile else self.shared
         self.at = Position()
         self.best: dict[str, Tensor] = {}  # the state dict of the best epoch, on the CPU
         self.saved = time.monotonic()
@@ -141,7 +143,7 @@ class Trainer:
         micro_batches = iter(self.batches.epoch(self.at.epoch, start=self.at.step))
         for batches in zip(*[micro_batches] * self.batches.accumulate, strict=True):
             number = self.done
-            loss, stop = self._step(batches, number)
+            loss, stop = self.take_step(batches, number)
             now = time.perf_counter()
             speed = self.batches.batch_size / (now - started)
             self.at = replace(
@@ -168,7 +170,7 @@ class Trainer:
             hint = "Run the same command with --resume to continue."
             raise Interrupted(what, exit_code=code, hint=hint)
 
-    def _step(self, batches: Sequence[Batch], number: int) -> tuple[float, int]:
+    def take_step(self, batches: Sequence[Batch], number: int) -> tuple[float, int]:
         """One update of the latents; returns the loss, and the exit code where a signal came.
 
         Raises Diverged on an infinite loss or gradient; no step is taken with it.
@@ -208,7 +210,7 @@ class Trainer:
             alone = left and self.shared is not self.net
             with self.shared.no_sync() if alone else nullcontext():
                 with torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None):
-                    logits = self.shared(inputs)
+                    logits = self.forward(inputs)
                     loss = self.objective(inputs, logits, targets, number) / len(batches)
                 self.scaler.scale(loss).backward()
             total += loss.detach()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from timm.optim import create_optimizer_v2, list_optimizers
+import inspect
+from typing import Any
+
+from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers
 from timm.scheduler import CosineLRScheduler, PolyLRScheduler, StepLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
@@ -22,7 +25,15 @@ def check_optimizer(name: str) -> None:
 
 def make_optimizer(net: nn.Module, train: Train) -> Optimizer:
     """Latents, biases, norms and learned scales together; no decay on one-dimensional parameters."""
-    return create_optimizer_v2(net, opt=train.opt, lr=train.lr, weight_decay=train.weight_decay)
+    more = _fused(net, train.opt)
+    return create_optimizer_v2(net, opt=train.opt, lr=train.lr, weight_decay=train.weight_decay, **more)
+
+
+def _fused(net: nn.Module, name: str) -> dict[str, Any]:
+    """On CUDA one kernel for all parameters, for those optimizers of torch that have it."""
+    on_cuda = any(p.is_cuda for p in net.parameters())
+    known = inspect.signature(get_optimizer_class(name, bind_defaults=False)).parameters
+    return {"fused": True} if on_cuda and "fused" in known else {}
 
 
 def make_scheduler(optimizer: Optimizer, train: Train, steps: int) -> Scheduler:

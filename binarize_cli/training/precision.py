@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import nn
 
@@ -47,6 +49,19 @@ def _of_this_rank(text: str) -> torch.device:
 def place(net: nn.Module, device: torch.device) -> nn.Module:
     """The network on a device, convolutions in channels_last: 1.3 times faster for ResNet-20 on a CPU."""
     return net.to(device, memory_format=torch.channels_last)
+
+
+def compiled(net: nn.Module) -> nn.Module:
+    """The network by torch.compile. mu and rho move without recompiling; hardening compiles once more."""
+    warnings.filterwarnings("ignore", message=".*lru_cache")  # of a function's signature: that never changes
+    return torch.compile(net)
+
+
+def allow_tf32(amp: str, device: torch.device) -> None:
+    """Float32 products of CUDA in TF32, which has 10 bits of fraction; not with `--amp off`."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("highest" if amp == "off" else "high")
+        torch.backends.cudnn.allow_tf32 = amp != "off"
 
 
 def autocast_type(amp: str, device: torch.device) -> torch.dtype | None:
