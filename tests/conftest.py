@@ -137,6 +137,7 @@ def make_trainer() -> Callable[..., Any]:
         images: int = 32,
         score: Callable = lambda net: Scored(),
         objective: Callable | None = None,
+        compile: bool = False,
         **train: Any,
     ) -> Trainer:
         """Batches of 8, the same random weights each time; `train` are keys of that section of a recipe."""
@@ -165,6 +166,7 @@ def make_trainer() -> Callable[..., Any]:
             device=torch.device("cpu"),
             score=score,
             folder=folder,
+            compile=compile,
         )
 
     return make

@@ -1,0 +1,83 @@
+"""What training costs: `bnnpp bench train`, and that a compiled network is compiled once."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from binarize_cli.bench import PARTS
+from binarize_cli.training.optimizer import make_optimizer
+from binarize_cli.training.precision import compiled
+
+
+def test_a_training_step_is_measured_beside_that_of_the_float_model(bnnpp, empty):
+    words = ("bench", "train", "digits_vit", "--dataset", "digits", "-b", 8, "--steps", 2)
+    done = bnnpp(*words, "--set", "train.accumulate=2", "--json")
+    assert done.code == 0, done.err
+    facts = json.loads(done.out)
+    assert facts["time_ratio"] == pytest.approx(facts["binary"]["step"] / facts["float"]["step"])
+    for kind in ("float", "binary"):
+        parts = facts[kind]["parts"]
+        assert set(parts) == set(PARTS) and facts[kind]["step"] > 0
+        assert all(parts[name] > 0 for name in ("data", "forward", "backward", "optimizer"))
+        assert facts[kind]["memory"] is None or facts[kind]["memory"] > 1
+    assert facts["float"]["parts"]["quantizers"] == 0 < facts["binary"]["parts"]["quantizers"]
+    assert not list(empty.iterdir()), "it leaves nothing"
+    assert "quantizers" in bnnpp(*words).out
+
+
+def test_bench_refuses_as_binarize_does(bnnpp, empty):
+    left = bnnpp("bench", "train", "digits_vit", "--set", "train.accumulate=0")
+    assert left.code == 2 and "train.accumulate" in left.err
+    left = bnnpp("bench", "train", "digits_vitt")
+    assert left.code == 2 and "digits_vit" in left.err
+
+
+@pytest.mark.parametrize("method", ["bnn++", "pc"])
+def test_a_compiled_network_is_one_graph_while_parameters_move_and_one_more_when_hard(
+    method, make_trainer, tmp_path, monkeypatch
+):
+    """One graph without breaks, and the numbers of the network that is not compiled."""
+    from torch._dynamo.testing import CompileCounter
+
+    fine_tuning = make_trainer(tmp_path, method, "digits_vit")
+    net, quantizer = fine_tuning.net, fine_tuning.quantizer
+    counter, whole = CompileCounter(), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda net: whole(net, backend=counter, fullgraph=True))
+    fast = compiled(net)
+    images = torch.randn(2, *next(iter(fine_tuning.batches.epoch(0)))[0].shape[1:])
+    for progress in (0.0, 0.3, 1.0):
+        quantizer.move_to(progress)
+        torch.testing.assert_close(fast(images), net(images))
+    assert counter.frame_count == 1
+    quantizer.hard = True
+    for _ in range(2):
+        torch.testing.assert_close(fast(images), net(images))
+    assert counter.frame_count == 2
+
+
+def test_a_compiled_training_ends_like_another(make_trainer, tmp_path, monkeypatch):
+    whole = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda net: whole(net, backend="eager"))
+    nets = []
+    for number, compile in enumerate((False, True)):
+        fine_tuning = make_trainer(tmp_path / str(number), model="digits_vit", compile=compile)
+        fine_tuning.run()
+        nets.append(fine_tuning.net.state_dict())
+    for name, tensor in nets[0].items():
+        torch.testing.assert_close(nets[1][name], tensor)
+
+
+def test_optimizers_are_fused_on_cuda_where_torch_has_that(monkeypatch):
+    from binarize_cli.recipe import Train
+    from binarize_cli.training import optimizer
+
+    asked = {}
+    monkeypatch.setattr(optimizer, "create_optimizer_v2", lambda net, opt, **more: asked.update({opt: more}))
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    for name in ("adamw", "sgd", "lamb"):
+        make_optimizer(nn.Linear(2, 2), Train(opt=name))
+    assert asked["adamw"]["fused"] and asked["sgd"]["fused"] and "fused" not in asked["lamb"]
