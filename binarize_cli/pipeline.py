@@ -22,7 +22,15 @@ from binarize_cli.binarize.select import Layer, all_float, called_layers, select
 from binarize_cli.binarize.weights import computed_once
 from binarize_cli.console import say, show
 from binarize_cli.data.decode import decode
-from binarize_cli.data.loaders import Batches, ScoreBatches, hold_out, resolve_augment, train_transform
+from binarize_cli.data.device import fits
+from binarize_cli.data.loaders import (
+    Batches,
+    ScoreBatches,
+    cached,
+    hold_out,
+    resolve_augment,
+    train_transform,
+)
 from binarize_cli.data.sources import Source, open_source
 from binarize_cli.errors import InputError
 from binarize_cli.evaluation import Measurement, measure
@@ -210,9 +218,13 @@ def prepare(
             raise InputError("leaves no image to train on", where="train.hold_out", hint="Lower it.")
         held_out = ScoreBatches(aside, model.preprocessing, size, **options)
     transform = train_transform(model.preprocessing, recipe.augment, source)
+    on_device = device.type == "cuda" and fits(
+        source, train, model.preprocessing, recipe.augment, job.cache_gb
+    )
+    cache = cached(train, model.preprocessing, recipe.augment.hflip, device) if on_device else None
     rule = {"batch_size": size, "seed": recipe.train.seed, "accumulate": recipe.train.accumulate}
-    batches = Batches(train, transform, **rule, **options)
-    return batches, ScoreBatches(val, model.preprocessing, size, **options), held_out
+    batches = Batches(train, transform, cache=cache, **rule, **options)
+    return batches, ScoreBatches(val, model.preprocessing, size, keep=on_device, **options), held_out
 
 
 def choose_workers(wanted: int | None, source: Source) -> int:

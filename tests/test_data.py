@@ -17,9 +17,12 @@ from PIL import Image
 from timm.data import create_transform
 
 from binarize_cli.data.decode import decode
+from binarize_cli.data.device import DeviceCache, fits
+from binarize_cli.data.images import Source, Split
 from binarize_cli.data.loaders import (
     Batches,
     ScoreBatches,
+    cached,
     hold_out,
     resolve_augment,
     score_transform,
@@ -418,3 +421,93 @@ def test_the_shared_imagenette():
     imagenette = open_source(None, IMAGENETTE)
     assert (len(imagenette.train), len(imagenette.val), len(imagenette.classes)) == (1500, 600, 10)
     assert (imagenette.classes[0], imagenette.native_size) == ("n01440764", None)
+
+
+# --- on the device ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Input:
+    """As much of a Preprocessing as batches need."""
+
+    input_size: tuple[int, int, int] = (3, 16, 16)
+    mean: tuple[float, ...] = (0.5, 0.4, 0.3)
+    std: tuple[float, ...] = (0.2, 0.3, 0.4)
+    interpolation: str = "bicubic"
+
+
+def coloured(count: int = 30, side: int = 16) -> Split:
+    """Noise, so that every window and every mirror image is another."""
+    noise = np.random.default_rng(0).integers(1, 256, (count, side, side, 3), dtype=np.uint8)
+    return Split([Image.fromarray(pixels) for pixels in noise], list(range(count)), lambda image: image)
+
+
+def test_windows_on_the_device_are_those_that_pillow_cuts_and_mirrors():
+    split, preprocessing = coloured(), Input()
+    cache = cached(split, preprocessing, 0.5, torch.device("cpu"))
+    seeds = [0, 2**32 - 1, *np.random.default_rng(1).integers(0, 2**32, 28).tolist()]
+    (found, targets), *_ = cache.batches([list(range(30))], seeds)
+    assert targets.tolist() == split.targets and found.shape == (30, 3, 16, 16)
+    seen = set()
+    for index, seed in enumerate(seeds):
+        left, top, mirrored = seed % 5 - 2, seed // 5 % 5 - 2, seed // 25 < 0.5 * (2**32 // 25)
+        seen.add((left, top, mirrored))
+        window = split.items[index].crop((left, top, left + 16, top + 16))
+        window = window.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else window
+        expected = (np.asarray(window).astype(np.float32) / 255 - preprocessing.mean) / preprocessing.std
+        np.testing.assert_allclose(found[index].permute(1, 2, 0), expected, rtol=1e-5, atol=1e-6)
+    assert len(seen) > 20
+
+
+def test_draws_on_the_device_are_even():
+    images = torch.zeros(20_000, 1, 8, 8, dtype=torch.uint8)
+    images[:, :, 4, 3] = 1
+    cache = DeviceCache(images, [0] * 20_000, 0.25, Input(mean=(0.0,), std=(1.0,)))
+    seeds = torch.from_numpy(np.random.default_rng(0).integers(0, 2**32, 20_000))
+    where = cache.augmented(images, seeds).flatten(1).int().argmax(1)
+    rows, columns = (np.bincount(each, minlength=8) / 20_000 for each in (where // 8, where % 8))
+    np.testing.assert_allclose(rows[3:6], 1 / 3, atol=0.015)
+    expected = 0.75 * np.eye(8)[2:5].mean(0) + 0.25 * np.eye(8)[[5, 4, 3]].mean(0)
+    np.testing.assert_allclose(columns, expected, atol=0.015)
+
+
+def test_batches_from_the_device_resume_and_are_shared_out_like_others(monkeypatch):
+    split, preprocessing = coloured(), Input()
+    cache = cached(split, preprocessing, 0.5, torch.device("cpu"))
+
+    def epoch(start: int = 0, accumulate: int = 1) -> list[torch.Tensor]:
+        batches = Batches(split, None, batch_size=8, seed=3, accumulate=accumulate, cache=cache)
+        return [images for images, _ in batches.epoch(1, start)]
+
+    whole = epoch()
+    assert len(whole) == 3 and all(torch.equal(a, b) for a, b in zip(whole[1:], epoch(1), strict=True))
+    parts = epoch(2, accumulate=2)
+    assert sorted(torch.cat(parts).sum((1, 2, 3)).tolist()) == sorted(whole[2].sum((1, 2, 3)).tolist())
+
+
+@pytest.mark.parametrize(
+    ("change", "limit", "fit"),
+    [({}, 1, True), ({}, 1e-6, False), ({"crop": "rrc"}, 1, False), ({"reprob": 0.1}, 1, False)],
+)
+def test_what_is_kept_on_the_device(change, limit, fit):
+    augment = Augment(**{"crop": "pad", "hflip": 0.5} | change)
+    source = Source("x", {}, ("a",), coloured(), coloured(), "", native_size=16)
+    assert fits(source, source.train, Input(), augment, limit) == fit
+    assert not fits(source, source.train, Input((3, 32, 32)), augment, limit)
+
+
+def test_scored_batches_are_read_once_where_they_are_kept():
+    split = coloured(10)
+    calls = []
+    counting = Split(split.items, split.targets, lambda image: calls.append(1) or image)
+    batches = ScoreBatches(counting, open_digits_input(), 4, keep=True)
+    next(iter(batches))
+    first, second = list(batches), list(batches)
+    assert len(calls) <= 14 and all(torch.equal(a[0], b[0]) for a, b in zip(first, second, strict=True))
+
+
+def open_digits_input():
+    from binarize_cli.models.load import load
+    from binarize_cli.models.names import resolve
+
+    return load(resolve("digits_vit"), pretrained=False).preprocessing

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -428,3 +433,56 @@ def test_a_fault_that_one_rank_alone_has_is_told_by_it_and_ends_all(on_ranks):
     first, second = on_ranks(2, failing)
     assert second.code == 2 and "rank 1: x.png: cannot be decoded" in second.err
     assert first.code == 1 and "rank 1 of 2 has died or failed" in first.err
+
+
+# --- the command -----------------------------------------------------------------------------------------
+
+
+def command(*words: object) -> list[subprocess.CompletedProcess]:
+    """`bnnpp` as two ranks, in processes of their own."""
+    with socket.create_server(("localhost", 0)) as free:
+        port = str(free.getsockname()[1])
+    started = []
+    for number in range(2):
+        env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+        env |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": "2"}
+        env |= {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
+        program = [sys.executable, "-m", "binarize_cli", *map(str, words)]
+        started.append(subprocess.Popen(program, env=env, stdout=-1, stderr=-1, text=True))
+    ended = []
+    for child in started:
+        out, err = child.communicate(timeout=300)
+        ended.append(subprocess.CompletedProcess(child.args, child.returncode, out, err))
+    return ended
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("digits_vit", "--method", "bnn++", "--set", "train.epoch=3"), "train.epochs"),
+        (("digits_vit", "--data-dir", "nowhere"), "nowhere"),
+        (("digits_vit", "--dataset", "digits", "-b", 7), "shared out over 2 ranks"),
+    ],
+    ids=["recipe", "data", "batch"],
+)
+def test_wrong_input_is_one_message_and_every_rank_leaves_with_2(words, told, empty):
+    first, second = command("binarize", *words)
+    assert (first.returncode, second.returncode) == (2, 2)
+    assert first.stderr.count("error:") == 1
+    assert told in first.stderr and (second.stdout, second.stderr) == ("", "")
+    assert not list(empty.iterdir())
+
+
+@pytest.mark.slow
+def test_a_run_of_two_ranks_packs_what_a_run_of_one_packs(bnnpp, empty):
+    """To rounding: the same signs but for a few, the same accuracy but for a few images."""
+    words = ("digits_resnet", "--dataset", "digits", "--epochs", 2, "-b", 128, "--opt", "sgd", "--lr", 0.05)
+    words = ("binarize", *words, "--set", "train.sync_batchnorm=true")
+    one = json.loads(bnnpp(*words, "-o", "one", "--json").out)
+    first, second = command(*words, "-o", "two", "--json")
+    assert (first.returncode, second.returncode, second.stdout, second.stderr) == (0, 0, "", "")
+    two = json.loads(first.stdout)
+    for ours, theirs in zip(one["epochs"], two["epochs"], strict=True):
+        assert ours["hard_top1"] == pytest.approx(theirs["hard_top1"], abs=1.5)
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-2)
+    assert two["accuracy"]["packed"]["images"] == 360

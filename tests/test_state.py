@@ -138,6 +138,15 @@ def test_a_signal_asks_for_75_and_sigcont_for_nothing(name, monkeypatch):
     assert signal.getsignal(getattr(signal, name)) == before
 
 
+def test_ctrl_c_is_immediate_while_there_is_nothing_to_save():
+    with StopRequest(training=False) as stop:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with stop.in_training():
+            signal.raise_signal(signal.SIGINT)
+        assert stop.code == 130
+
+
 def test_a_launchers_echo_of_a_signal_is_no_second_one(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     with StopRequest() as stop:

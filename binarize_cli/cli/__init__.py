@@ -18,7 +18,7 @@ from binarize_cli.cli.methods import methods
 from binarize_cli.cli.options import WithResume
 from binarize_cli.cli.theory import theory
 from binarize_cli.console import screen
-from binarize_cli.errors import BnnppError, InputError, did_you_mean
+from binarize_cli.errors import BnnppError, InputError, Interrupted, did_you_mean
 
 app = typer.Typer(
     help="Turn a pretrained image classifier into a 1-bit network: a bit-packed file and a report on it.",
@@ -93,9 +93,8 @@ def _tell(error: BnnppError) -> int:
     if not ranks.is_first() and ranks.world() > 1 and not error.agreed:  # the first does not know of it
         sys.stderr.write(f"error: rank {ranks.rank()}: {error}\n")
     # Plain text: a message may hold brackets, which rich would take for markup.
-    screen().print(
-        f"error: {error}", style="bold red" if error.exit_code != 130 else None, markup=False, soft_wrap=True
-    )
+    style = None if isinstance(error, Interrupted) else "bold red"
+    screen().print(f"error: {error}", style=style, markup=False, soft_wrap=True)
     return error.exit_code
 
 

@@ -71,7 +71,7 @@ def binarize(
 
     from binarize_cli.training.stop import StopRequest
 
-    with StopRequest() as stop:  # before torch is imported: until then a signal kills
+    with StopRequest(training=False) as stop:  # before torch is imported: until then a signal kills
         from binarize_cli.models import hub, names
 
         name = names.resolve(model)

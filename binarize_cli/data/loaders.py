@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from binarize_cli import ranks
+from binarize_cli.data.device import DeviceCache
 from binarize_cli.data.images import Source, Split, UnreadableImage
 from binarize_cli.errors import InputError
 
@@ -164,7 +165,9 @@ class Batches:
         accumulate: int = 1,
         workers: int = 0,
         device: torch.device | None = None,
+        cache: DeviceCache | None = None,
     ):
+        self.cache = cache  # augments by itself, instead of `transform`
         self.split, self.transform, self.seed = split, transform, seed
         self.accumulate, self.parts = accumulate, accumulate * ranks.world()
         self.batch_size = self._shareable(batch_size)
@@ -208,6 +211,8 @@ class Batches:
         batches = order[: len(self) * self.batch_size].view(-1, self.batch_size)[start:].tolist()
         own = range(ranks.rank(), self.parts, ranks.world())
         batches = [_part(batch, number, self.parts) for batch in batches for number in own]
+        if self.cache:
+            return self.cache.batches(batches, seeds)
         return _load(_Decoded(self.split, self.transform, seeds), batches, self.workers, self.device)
 
 
@@ -220,6 +225,13 @@ def _part(batch: list[int], number: int, parts: int) -> list[int]:
     front, back = (size + 1) // 2, size // 2
     end = len(batch) - number * back
     return batch[number * front : (number + 1) * front] + batch[end - back : end]
+
+
+def cached(split: Split, preprocessing: Preprocessing, hflip: float, device: torch.device) -> DeviceCache:
+    """The images of a split, which have the input's size, on a device. Raises UnreadableImage."""
+    to_tensor = transforms.Compose([_Mode(preprocessing), transforms.PILToTensor()])
+    pixels = torch.stack([to_tensor(split.read(index)) for index in range(len(split))])
+    return DeviceCache(pixels.to(device), split.targets, hflip, preprocessing)
 
 
 class ScoreBatches:
@@ -235,7 +247,9 @@ class ScoreBatches:
         batch_size: int,
         workers: int = 0,
         device: torch.device | None = None,
+        keep: bool = False,
     ):
+        self.kept: list[tuple[Tensor, Tensor]] | None = [] if keep else None  # once read, on the device
         self.images = _Decoded(split, score_transform(preprocessing))
         starts = range(0, len(split), batch_size)[ranks.rank() :: ranks.world()]
         self.batches = [list(range(len(split))[at : at + batch_size]) for at in starts]
@@ -246,7 +260,17 @@ class ScoreBatches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (float32 [B, C, H, W]) and targets (int64 [B]). Raises UnreadableImage."""
-        return _load(self.images, self.batches, self.workers, self.device)
+        if self.kept:
+            return iter(self.kept)
+        loaded = _load(self.images, self.batches, self.workers, self.device)
+        return loaded if self.kept is None else self._kept(loaded)
+
+    def _kept(self, loaded: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        whole = []
+        for batch in loaded:
+            whole.append(batch)
+            yield batch
+        self.kept = whole
 
 
 def hold_out(split: Split, share: float, seed: int, cap: int = 1000) -> tuple[Split, Split]:

@@ -122,7 +122,7 @@ class Trainer:
         """Train to the end. Raises Diverged, and Interrupted after saving when a signal came."""
         if resume:
             self._restore()
-        with self.stop, Display(self.stage, self.steps, self.done) as display:
+        with self.stop.in_training(), Display(self.stage, self.steps, self.done) as display:
             if not self.rows:
                 self._finish_epoch(0, display)
                 on_epoch(self.rows)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from binarize_cli.console import say
 
@@ -20,11 +22,12 @@ class StopRequest:
     """Inside the block, `code` is the exit code asked for: 0 until a signal comes. Outside nothing changes.
 
     Entered twice, it listens until the outer block ends. Made before torch is imported, it cannot come too
-    late: a signal without a handler would kill the process.
+    late: a signal without a handler would kill the process. While there is nothing to save (`training` is
+    false) Ctrl-C is immediate; the others, which come from SLURM, wait for the first step.
     """
 
-    def __init__(self):
-        self.code = 0
+    def __init__(self, training: bool = True):
+        self.code, self.training = 0, training
         self._depth = 0
         self._before: dict[signal.Signals, object] = {}
         self._came = 0.0
@@ -41,6 +44,16 @@ class StopRequest:
             for number, handler in self._before.items():
                 signal.signal(number, handler)
 
+    @contextmanager
+    def in_training(self) -> Iterator[None]:
+        """Inside, there are steps to stop after."""
+        before, self.training = self.training, True
+        try:
+            with self:
+                yield
+        finally:
+            self.training = before
+
     def leaving(self) -> None:
         """From now on signals are ignored: the process ends by itself, with its own exit code."""
         self._before = dict.fromkeys(SIGNALS, signal.SIG_IGN)
@@ -48,6 +61,8 @@ class StopRequest:
             signal.signal(number, signal.SIG_IGN)
 
     def _note(self, number: int, _frame: object) -> None:
+        if number == signal.SIGINT and not self.training:
+            raise KeyboardInterrupt
         if not self.code:
             self.code, self._came = CTRL_C if number == signal.SIGINT else AGAIN, time.monotonic()
             name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
