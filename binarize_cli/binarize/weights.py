@@ -22,11 +22,23 @@ class LatentWeight(nn.Module):
         self.latent = nn.Parameter(weight.detach().clone().float())
         learned = quantizer.scale_rule == "learned"
         self.learned_scale = nn.Parameter(quantizer.magnitude(self.latent)) if learned else None
-        self.computed: Tensor | None = None  # by `computed_once`
+        self.kept: dict[str, object] | None = None  # by `computed_once`
 
     def forward(self) -> Tensor:
-        if self.computed is not None:
-            return self.computed
+        return self._keep("weights", self._weights)
+
+    def units(self) -> tuple[Tensor, Tensor]:
+        """The weights in units of alpha, +-1 where F is sign, shaped as the latents, and alpha [out]."""
+        return self._keep("units", self._units)
+
+    def _keep(self, name: str, compute):
+        if self.kept is None:
+            return compute()
+        if name not in self.kept:
+            self.kept[name] = compute()
+        return self.kept[name]
+
+    def _weights(self) -> Tensor:
         q = self.quantizer
         n = q.normaliser(self.latent)
         if self.learned_scale is None:
@@ -35,12 +47,18 @@ class LatentWeight(nn.Module):
             alpha = self.learned_scale / q.spread(self.latent, n)
         return ForwardBackward.apply(self.latent, n, alpha, q.F, q.B)
 
+    def _units(self) -> tuple[Tensor, Tensor]:
+        q = self.quantizer
+        n = q.normaliser(self.latent)
+        bare = q.scale_rule == "none"
+        unit = torch.ones((), device=n.device) if bare else 1 / q.spread(self.latent, n)
+        return ForwardBackward.apply(self.latent, n, unit, q.F, q.B), self.hard_scale()
+
     @torch.no_grad()
     def signs(self) -> Tensor:
         """sign(w*), shaped as the latents."""
         return sign(self.latent)
 
-    @torch.no_grad()
     def hard_scale(self) -> Tensor:
         """alpha of the hard network, one number an output channel: [out]."""
         q, out = self.quantizer, self.latent.shape[0]
@@ -62,16 +80,19 @@ class SignWeight(nn.Module):
     def forward(self) -> Tensor:
         return self.signs * self.scale.view(-1, *[1] * (self.signs.dim() - 1))
 
+    def units(self) -> tuple[Tensor, Tensor]:
+        """The signs in float32, and the scale [out]."""
+        return self.signs.float(), self.scale
+
 
 @contextmanager
 def computed_once(net: nn.Module) -> Iterator[None]:
     """Inside the block the weights stand still, as in scoring: F is taken once, not for each batch."""
     layers = [module for module in net.modules() if isinstance(module, LatentWeight)]
     try:
-        with torch.no_grad():
-            for layer in layers:
-                layer.computed = layer()
+        for layer in layers:
+            layer.kept = {}
         yield
     finally:
         for layer in layers:
-            layer.computed = None
+            layer.kept = None

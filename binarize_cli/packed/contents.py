@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from binarize_cli.packed.format import BITS, SCALE, PackedFile
+from binarize_cli.packed.format import BITS, OWN, PackedFile
 
 
 def contents(file: PackedFile) -> dict[str, Any]:
@@ -17,7 +17,7 @@ def contents(file: PackedFile) -> dict[str, Any]:
     owner = _owners(file)
     layers = [_layer(row, owner[row["name"]], file) for row in document["layers"]]
     binary = _bytes(file, (n for n in file.tensors if n.endswith(BITS)))
-    scales = _bytes(file, (n for n in file.tensors if n.endswith(SCALE)))
+    scales = _bytes(file, (n for n in file.tensors if n.endswith(OWN[1:])))
     tensors = _bytes(file, file.tensors)
     float32 = _float32_bytes(file)
     return {
@@ -74,6 +74,6 @@ def _float32_bytes(file: PackedFile) -> int:
     for name, tensor in file.tensors.items():
         if name.endswith(BITS):
             total += weights[name]
-        elif not name.endswith(SCALE):
+        elif not name.endswith(OWN):
             total += 4 * tensor.size if tensor.dtype.kind == "f" else tensor.nbytes
     return total
