@@ -16,7 +16,7 @@ from torch import nn
 from binarize_cli.binarize.attention import split_attention
 from binarize_cli.binarize.blocks import rewrite_blocks
 from binarize_cli.binarize.calibrate import IMAGES, InputStats, calibrate
-from binarize_cli.binarize.convert import binarize, binarize_inputs, harden
+from binarize_cli.binarize.convert import binarize, binarize_inputs, binary_layers, harden
 from binarize_cli.binarize.quantizer import WeightQuantizer
 from binarize_cli.binarize.select import Layer, all_float, called_layers, count_products, select
 from binarize_cli.binarize.weights import computed_once
@@ -360,7 +360,19 @@ def make_hard(this: Run) -> None:
         say(str(this.batchnorm))
     harden(this.net, getattr(torch, this.recipe.pack.float_dtype))
     if this.quantizer:
+        for _, layer in binary_layers(this.net):
+            if layer.sums is not None:
+                layer.sums.count_anew()
         this.accuracy["hard"] = this.score(this.net)
+        this.table = [with_overflow(row, this.net) for row in this.table]
+
+
+def with_overflow(row: Layer, net: nn.Module) -> Layer:
+    """The row of a layer with an int8 accumulator, and the share of its sums that overflowed in scoring."""
+    if row.accumulator is None:
+        return row
+    share = net.get_submodule(row.name).sums.overflowed
+    return replace(row, accumulator={**row.accumulator, "overflowed": round(share, 8)})
 
 
 def ship(this: Run) -> tuple[PackedFile, Agreement]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import numpy as np
 import pytest
@@ -341,3 +342,41 @@ def test_activations_first_keeps_float_weights_and_settles():
     quantizer.activation.settled = True
     quantizer.move_to(0.0)
     assert float(quantizer.activation.values["mu"]) == 150 and float(quantizer.values["mu"]) == 5
+
+
+# --- the command line --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["digits_vit", "digits_resnet"])
+@pytest.mark.parametrize("task", ["bwa", "bwaa"])
+def test_from_the_command_to_the_scored_file(model, task, bnnpp, tiny, tmp_path):
+    words = ("--data-dir", tiny, "--epochs", 1, "-b", 6, "--set", "train.float_epochs=1")
+    stages = ("--set", "train.activation_epochs=1", "--set", "distill.blocks=0.1")
+    run = bnnpp("binarize", model, "--task", task, *words, *stages, "--output", tmp_path / "run")
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["task"] == task and report["agreement"]["equal"]
+    assert report["accuracy"]["packed"] | {"images_per_second": 0} == report["accuracy"]["hard"] | {
+        "images_per_second": 0
+    }
+    assert [row["stage"] for row in report["epochs"]] == ["float"] * 2 + ["activations"] * 2 + ["binary"] * 2
+    scored = json.loads(bnnpp("eval", run.packed, "--json").out)
+    assert scored["top1"] == report["accuracy"]["packed"]["top1"]
+    account = json.loads(bnnpp("inspect", run.packed, "--json").out)
+    binary = [row for row in account["layers"] if row["bits"] == 1]
+    assert all(row["input"].startswith("1 bit") for row in binary)
+    assert any("one-sided" in row["input"] for row in binary)
+    assert account["products"]["signs"] == 0 < account["products"]["float"] < account["products"]["binary"]
+    for row in binary:
+        rule = row["accumulator"]
+        assert (rule is None) if task == "bwa" else 0 <= rule["overflowed"] <= 1
+    said = bnnpp("inspect", run.packed).out
+    assert "sign by sign" in said and ("int8" in said) == (task == "bwaa")
+
+
+def test_the_bare_form_warns_of_layers_that_see_a_constant(bnnpp, tiny, tmp_path):
+    bare = ("--set", "activation.threshold=none", "--set", "activation.scale=none")
+    words = ("--task", "bwa", "--data-dir", tiny, "--epochs", 0, "-b", 6, "--set", "train.float_epochs=1")
+    outcome = bnnpp(
+        "binarize", "digits_resnet", *words, *bare, "--set", "activation.blocks=keep", "-o", tmp_path / "run"
+    )
+    assert "layer1.0.conv2: all inputs of" in outcome.err and "see" in outcome.err

@@ -114,7 +114,7 @@ def _choose_shifts(net: nn.Module, stats: Mapping[str, InputStats], images: Tens
             binary.sums = FloatSums(Rule(rule.overflow, shift))
             binary(x)
             found.shift = shift
-            if int(binary.sums.overflows) <= RARE * binary.sums.sums:
+            if binary.sums.overflowed <= RARE:
                 return
 
     _watch(net, stats, [images], choose)

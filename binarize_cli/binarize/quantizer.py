@@ -93,6 +93,11 @@ class WeightQuantizer(Quantizer):
             return x
         return super().F(x)
 
+    @property
+    def hardens(self) -> bool:
+        """Whether hardening changes the pair: where F is sign all along there is nothing to harden."""
+        return self.method.forward is not sign
+
     def B(self, x: Tensor) -> Tensor:
         """The backward quantizer. While a soft F is hardened, the pair is BinaryConnect's: (sign, 1).
 
@@ -100,7 +105,7 @@ class WeightQuantizer(Quantizer):
         """
         if self.idle:
             return one(x)
-        if self.hard and self.method.forward is not sign:
+        if self.hard and self.hardens:
             return one(x) * (self.normalize or 1.0)  # alpha / n times this is 1
         return super().B(x)
 

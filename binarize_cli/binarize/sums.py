@@ -30,14 +30,22 @@ class Window:
 class FloatSums(nn.Module):
     """Sums over the inputs of a layer; tile by tile under a rule for the accumulator, plain without one.
 
-    The gradient goes straight through where the sum did not overflow. `sums` and `overflows` count since they
-    were last set to 0.
+    The gradient goes straight through where the sum did not overflow. `sums` and `overflows` count since
+    `count_anew`.
     """
 
     def __init__(self, rule: Rule | None = None):
         super().__init__()
         self.rule = rule
+        self.count_anew()
+
+    def count_anew(self) -> None:
         self.sums = self.overflows = 0
+
+    @property
+    def overflowed(self) -> float:
+        """The share of sums that overflowed on the way."""
+        return float(self.overflows) / self.sums if self.sums else 0.0
 
     def linear(self, values: Tensor, weights: Tensor) -> Tensor:
         """[..., K] by [out, K] -> [..., out]."""

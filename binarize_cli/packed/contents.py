@@ -33,6 +33,7 @@ def contents(file: PackedFile) -> dict[str, Any]:
             "float": tensors - binary - scales,
             "metadata": file.total_bytes - tensors,
         },
+        "products": _products(layers),
         "binary_weights": sum(math.prod(row["shape"]) for row in layers if row["bits"] == 1),
         "float32_bytes": float32,
         "ratio": round(float32 / file.total_bytes, 2),
@@ -61,7 +62,22 @@ def _layer(row: dict, tensors: list[str], file: PackedFile) -> dict[str, Any]:
         "bits": 1 if binary else max(floats, default=0),
         "bytes": _bytes(file, tensors),
         "why": row["why"],
+        "input": row["input"],
+        "accumulator": row["accumulator"],
+        "products": row["products"],
     }
+
+
+def _products(layers: list[dict[str, Any]]) -> dict[str, int]:
+    """Multiplications of the linear and convolution layers for one image, by what is multiplied.
+
+    `binary`: sign by sign, a bit operation; `signs`: a float by a sign, an addition; `float`: float by float.
+    """
+    counts = {"binary": 0, "signs": 0, "float": 0}
+    for row in layers:
+        kind = "float" if row["bits"] != 1 else "signs" if row["input"] == "float" else "binary"
+        counts[kind] += row["products"]
+    return counts
 
 
 def _bytes(file: PackedFile, names) -> int:

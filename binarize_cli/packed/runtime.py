@@ -75,7 +75,8 @@ def _binary_inputs(layer: nn.Module, row: dict, tensors: dict[str, Tensor], padd
     threshold = tensors.get(name + INPUT_THRESHOLD)
     scale = tensors[name + INPUT_SCALE].float()
     layer.input = SignInput(layer.axis, None if threshold is None else threshold.float(), scale)
-    layer.sums = IntegerSums(Rule(**row["accumulator"]) if row["accumulator"] else None)
+    rule = row["accumulator"]
+    layer.sums = IntegerSums(Rule(rule["overflow"], rule["shift"]) if rule else None)
     layer.pad_value = PAD_VALUES[padding]
     if layer.bias is None and name + ".bias" in tensors:
         layer.bias = nn.Parameter(torch.zeros_like(tensors[name + ".bias"], dtype=torch.float32))
