@@ -8,7 +8,7 @@ import json
 import os
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -16,11 +16,13 @@ from torch import nn
 
 from binarize_cli import ranks
 from binarize_cli.binarize.attention import split_attention
-from binarize_cli.binarize.convert import binarize, harden
+from binarize_cli.binarize.blocks import rewrite_blocks
+from binarize_cli.binarize.calibrate import IMAGES, InputStats, calibrate
+from binarize_cli.binarize.convert import binarize, binarize_inputs, binary_layers, harden
 from binarize_cli.binarize.quantizer import WeightQuantizer
-from binarize_cli.binarize.select import Layer, all_float, called_layers, select
+from binarize_cli.binarize.select import Layer, all_float, called_layers, count_products, select
 from binarize_cli.binarize.weights import computed_once
-from binarize_cli.console import say, show
+from binarize_cli.console import say, show, warn
 from binarize_cli.data.decode import decode
 from binarize_cli.data.device import fits
 from binarize_cli.data.loaders import (
@@ -170,6 +172,8 @@ def plan(job: Job, choice: Choice, stop: StopRequest) -> Run:
     head = adapt_head(model, source.classes)
     method = effective_method(job.recipe)
     net = split_attention(model.net)
+    if method.binary and job.recipe.task != "bw" and job.recipe.activation.blocks == "bi-real":
+        net = rewrite_blocks(net)
     table = choose_layers(net, model, job.recipe) if method.binary else all_float(net)
     augment = resolve_augment(job.recipe.augment, model.preprocessing, source)
     recipe = job.recipe.model_copy(update={"augment": augment})
@@ -200,7 +204,9 @@ def plan(job: Job, choice: Choice, stop: StopRequest) -> Run:
 def choose_layers(net: nn.Module, model: FloatModel, recipe: Recipe) -> list[Layer]:
     """The table of layers, from one forward pass of two blank images."""
     example = torch.zeros(2, *model.preprocessing.input_size)
-    return select(net, recipe.layers, called_layers(net, example), head_names(net))
+    table = select(net, recipe.layers, called_layers(net, example), head_names(net))
+    products = count_products(net, example)
+    return [replace(row, products=products.get(row.name, 0)) for row in table]
 
 
 def prepare(
@@ -243,7 +249,8 @@ def finished_before(folder: RunFolder) -> tuple[RunFolder, dict]:
 
 def begin(this: Run) -> None:
     """Say what will happen, and make the run folder. Raises InputError on resuming what was another run."""
-    show(layers_table([row.to_json() for row in this.table]))
+    if this.recipe.task == "bw" or not this.method.binary:
+        show(layers_table([row.to_json() for row in this.table]))
     say(f"{this.model.name}: {this.model.weights}; head {this.head}; {this.source.name}, on {where(this)}")
     identity = {
         "model": f"{this.model.source}/{this.model.name}",
@@ -292,7 +299,8 @@ def keep_logits(this: Run) -> KeptLogits | None:
 
     They are those of whole batches: where batches are shared out, none are kept.
     """
-    if this.job.teacher_logits is None or this.train.parts > 1:
+    needed = this.recipe.distill.blocks  # the distance of blocks needs the teacher itself
+    if this.job.teacher_logits is None or needed or this.train.parts > 1:
         return None
     rule = this.recipe.train
     views = ("seed", "batch_size", "mixup", "cutmix", "amp", "reestimate_batchnorm", "hold_out")
@@ -309,10 +317,44 @@ def keep_logits(this: Run) -> KeptLogits | None:
 
 
 def make_binary(this: Run) -> None:
-    """Put binary layers in the place of those that the table names."""
-    if this.method.binary:
-        this.quantizer = WeightQuantizer(this.recipe)
-        binarize(this.net, this.table, this.quantizer)
+    """Put binary layers in the place of those that the table names; in bwa and bwaa with binary inputs."""
+    if not this.method.binary:
+        return
+    this.quantizer = WeightQuantizer(this.recipe)
+    stats = look_at_inputs(this) if this.recipe.task != "bw" else {}
+    binarize(this.net, this.table, this.quantizer)
+    binarize_inputs(this.net, stats, this.quantizer, this.recipe)
+    if this.teacher and this.recipe.distill.blocks:
+        this.teacher.watch(this.net)
+
+
+def look_at_inputs(this: Run) -> dict[str, InputStats]:
+    """Calibrate on training images, and print the table of layers with what was found."""
+    names = [row.name for row in this.table if row.binary]
+    images, seen = [], 0
+    for inputs, _ in this.train.epoch(0, all_parts=True):
+        images.append(inputs.to(this.device))
+        seen += len(inputs)
+        if seen >= IMAGES:
+            break
+    stats = calibrate(this.net, names, images, this.recipe)
+    this.table = [described(row, stats.get(row.name), this.recipe) for row in this.table]
+    show(layers_table([row.to_json() for row in this.table]))
+    for name in (name for name, found in stats.items() if found.constant):
+        warn(
+            f"{name}: all inputs of {seen} calibration images have the same sign: the layer sees a constant. "
+            "activation.threshold: learned mends that."
+        )
+    return stats
+
+
+def described(row: Layer, found: InputStats | None, recipe: Recipe) -> Layer:
+    """The row of a layer with binary inputs."""
+    if found is None:
+        return row
+    text = "1 bit, one-sided" if found.one_sided else "1 bit"
+    rule = {"overflow": recipe.accumulator.overflow, "shift": found.shift} if recipe.task == "bwaa" else None
+    return replace(row, input=text, accumulator=rule)
 
 
 def fine_tune(this: Run) -> None:
@@ -320,12 +362,24 @@ def fine_tune(this: Run) -> None:
     if not this.method.trains:
         return
     stage = "binary" if this.method.binary else "float"
+    if this.quantizer and this.quantizer.activation and this.recipe.train.activation_epochs:
+        activations_first(this)
     train(this, stage, this.recipe.train)
     if this.quantizer:
         with this.quantizer.hardened(False):
             this.accuracy["soft"] = this.score(this.net)
     elif this.recipe.train.epochs or "float" not in this.accuracy:
         this.accuracy["float"] = this.score(this.net)
+
+
+def activations_first(this: Run) -> None:
+    """The first of two stages: binary inputs, float weights. They stay as they end, for the second stage."""
+    this.quantizer.idle = True
+    epochs = this.recipe.train.activation_epochs
+    train(this, "activations", this.recipe.train.model_copy(update={"epochs": epochs}))
+    this.quantizer.idle, this.quantizer.hard = False, False
+    this.quantizer.activation.settled = True
+    this.quantizer.move_to(0.0)
 
 
 def train(this: Run, stage: str, rule: Train) -> None:
@@ -365,7 +419,19 @@ def make_hard(this: Run) -> None:
         say(str(this.batchnorm))
     harden(this.net, getattr(torch, this.recipe.pack.float_dtype))
     if this.quantizer:
+        for _, layer in binary_layers(this.net):
+            if layer.sums is not None:
+                layer.sums.count_anew()
         this.accuracy["hard"] = this.score(this.net)
+        this.table = [with_overflow(row, this.net) for row in this.table]
+
+
+def with_overflow(row: Layer, net: nn.Module) -> Layer:
+    """The row of a layer with an int8 accumulator, and the share of its sums that overflowed in scoring."""
+    if row.accumulator is None:
+        return row
+    share = net.get_submodule(row.name).sums.overflowed
+    return replace(row, accumulator={**row.accumulator, "overflowed": round(share, 8)})
 
 
 def ship(this: Run) -> tuple[PackedFile, Agreement]:

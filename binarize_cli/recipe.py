@@ -63,6 +63,34 @@ class Quantizer(Section):
     """A parameter of the method (mu, rho ...): {start, end, shape: linear | log}, or one number."""
 
 
+class Activation(Section):
+    """Binary inputs of the binary layers (tasks bwa and bwaa): t + beta F((x - t) / n)."""
+
+    method: str | None = None
+    """Unset: the method of the weights."""
+    threshold: Literal["learned", "none"] = "learned"
+    """t: one a channel, learned from the mean of the calibration images, or 0 (the literal paper form)."""
+    scale: Literal["learned", "none"] = "learned"
+    """beta: one a layer, learned from the calibration images, or 1."""
+    normalize: Annotated[float, Field(gt=0)] | Literal["none"] | None = None
+    """n in multiples of beta, or `none` for n = 1. Unset: the method's own."""
+    schedules: dict[str, Annotated[Span, BeforeValidator(_span)]] = {}
+    padding: Literal["zero", "plus", "minus"] = "zero"
+    """What surrounds the signs of an image: 0, a third value, or +1 or -1."""
+    blocks: Literal["bi-real", "keep"] = "bi-real"
+    """Residual blocks: a shortcut around every binary convolution and RPReLU for ReLU, or as they are."""
+    attention: bool = False
+    """Whether the inputs of the attention products q k^T and attn v are binary too."""
+
+
+class Accumulator(Section):
+    """The int8 running sum of task bwaa: after every 64 products it is brought back to -128 ... 127."""
+
+    overflow: Literal["saturate", "wrap"] = "saturate"
+    shift: Annotated[int, Field(ge=0, le=8)] | Literal["auto"] = "auto"
+    """Bits dropped from each tile's sum before it is added; auto: by layer, from the calibration images."""
+
+
 class Layers(Section):
     """Which layers become binary. Entries are glob patterns of module names, or `first` and `head`."""
 
@@ -88,6 +116,8 @@ class Distill(Section):
 
     weight: Annotated[float, Field(ge=0, le=1)] = 0.5
     temperature: Annotated[float, Field(gt=0)] = 2.0
+    blocks: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the distance between the outputs of each block, both normalised, added to the loss."""
 
 
 class Train(Section):
@@ -96,6 +126,8 @@ class Train(Section):
     epochs: Annotated[int, Field(ge=0)] = 30
     float_epochs: Annotated[int, Field(ge=0)] = 5
     """Float fine-tuning first, where the head had to be replaced."""
+    activation_epochs: Annotated[int, Field(ge=0)] = 0
+    """Epochs with binary activations and float weights before both are binary (tasks bwa and bwaa)."""
     batch_size: Annotated[int, Field(ge=1)] = 64
     """Images of one step of the optimizer, over all ranks and micro-batches."""
     accumulate: Annotated[int, Field(ge=1)] = 1
@@ -137,8 +169,10 @@ class Recipe(Section):
 
     description: str = ""
     method: str = "bnn++"
-    task: Literal["bw"] = "bw"
+    task: Literal["bw", "bwa", "bwaa"] = "bw"
     quantizer: Quantizer = Quantizer()
+    activation: Activation = Activation()
+    accumulator: Accumulator = Accumulator()
     layers: Layers = Layers()
     augment: Augment = Augment()
     distill: Distill = Distill()
@@ -166,6 +200,21 @@ class Recipe(Section):
             own = ", ".join(method.schedules) or "none"
             raise ValueError(f"{method.name} has no parameter '{unknown[0]}' (its parameters: {own})")
         return quantizer
+
+    @field_validator("activation")
+    @classmethod
+    def _activation_parameters(cls, activation: Activation, info) -> Activation:
+        name = activation.method or info.data.get("method")
+        if name not in METHODS:
+            raise ValueError(f"no method is named '{name}'. {did_you_mean(name, METHODS, '')}".strip())
+        if name == "pc++" and activation.method:
+            raise ValueError("pc++ takes its parts from `quantizer`; leave activation.method unset")
+        if activation.method and not (METHODS[name].binary and METHODS[name].trains):
+            raise ValueError(f"{name} has no pair (F, B) to train with; leave activation.method unset")
+        unknown = [key for key in activation.schedules if key not in METHODS[name].schedules]
+        if unknown and name != "pc++":
+            raise ValueError(f"{name} has no parameter '{unknown[0]}'")
+        return activation
 
     def as_yaml(self) -> str:
         """The whole recipe, every default spelled out."""
@@ -352,4 +401,24 @@ def effective_normalize(recipe: Recipe) -> float | None:
     rule = recipe.quantizer.normalize
     if rule is None:
         return effective_method(recipe).normalize
+    return None if rule == "none" else rule
+
+
+def activation_method(recipe: Recipe) -> Method:
+    """The method of the binary inputs: the recipe's own for them, else that of the weights."""
+    return find_method(recipe.activation.method) if recipe.activation.method else effective_method(recipe)
+
+
+def activation_schedules(recipe: Recipe) -> dict[str, Schedule]:
+    """The schedules of the binary inputs: those of the weights too, where the method is the same."""
+    shared = {} if recipe.activation.method else effective_schedules(recipe)
+    own = {name: span.schedule() for name, span in recipe.activation.schedules.items()}
+    return {**activation_method(recipe).schedules, **shared, **own}
+
+
+def activation_normalize(recipe: Recipe) -> float | None:
+    """n of the binary inputs in multiples of beta, or None for n = 1."""
+    rule = recipe.activation.normalize
+    if rule is None:
+        return activation_method(recipe).normalize
     return None if rule == "none" else rule

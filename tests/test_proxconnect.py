@@ -37,7 +37,7 @@ def test_every_map_is_non_decreasing_and_odd(name, progress):
     np.testing.assert_allclose(p[off_zero], -part.apply(-X, **values)[off_zero], atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["lq", "parq", "binary-relax"])
+@pytest.mark.parametrize("name", ["lq", "lq-general", "parq", "binary-relax"])
 def test_maps_with_a_schedule_end_as_sign(name):
     part = MAPS[name]
     values = {key: schedule(1.0) for key, schedule in part.schedules.items()}
@@ -69,6 +69,13 @@ def test_the_lq_map_is_the_prox_of_its_w_shaped_regulariser(rho):
     at = np.array([-3.2, -1.4, -0.7, -0.2, -0.03, 0.05, 0.2, 0.6, 0.97, 1.3, 2.5])
     brute = brute_force_prox(lambda v: np.where(np.abs(v) <= 1, rho * (1 - np.abs(v)), np.inf), at)
     np.testing.assert_allclose(q.linear_quantizer(at, rho), brute, atol=2e-4)
+
+
+def test_the_general_lq_map_is_the_usual_one_where_its_jump_is_rho():
+    for rho in (0.0, 0.2, 0.75, 1.0, 3.0):
+        np.testing.assert_allclose(
+            q.general_linear_quantizer(X, rho, rho), q.linear_quantizer(X, rho), rtol=0, atol=1e-12
+        )
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)

@@ -79,6 +79,11 @@ PAIRS = {
     "sign_swish": (q.sign_swish, sign_swish, MU),
     "sign_swish_slope": (q.sign_swish_slope, sign_swish_slope, MU),
     "linear_quantizer": (q.linear_quantizer, linear_quantizer, RHO),
+    "general_linear_quantizer, rho' 0.3": (
+        lambda x, rho: q.general_linear_quantizer(x, rho, 0.3),
+        lambda x, rho: linear_quantizer(x, rho, 0.3),
+        st.one_of(st.floats(0, 0.9375, width=16), st.floats(1, 10, width=16)),
+    ),
     "polynomial": (q.polynomial, polynomial, MU),
     "polynomial_slope": (q.polynomial_slope, polynomial_slope, MU),
     "tanh": (q.tanh, lambda x, t: np.tanh(t * x), MU),

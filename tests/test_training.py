@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from binarize_cli.binarize.convert import binary_weights
 from binarize_cli.binarize.layers import BinaryLinear
 from binarize_cli.binarize.quantizer import WeightQuantizer
 from binarize_cli.binarize.weights import LatentWeight
@@ -199,6 +200,26 @@ def test_f_is_sign_in_the_last_share_and_the_schedule_is_through_just_before(
     np.testing.assert_allclose(steps, steps[0], rtol=1e-4)
     assert rows[0].parameters == "mu=5"
     assert rows[-1].parameters == ("mu=150 F=sign" if harden else "mu=150")
+
+
+@pytest.mark.parametrize(("method", "fresh"), [("bnn++", True), ("pc", True), ("bc", False), ("bnn", False)])
+def test_hardening_starts_afresh_where_f_was_soft(method, fresh, make_trainer, tmp_path):
+    """The pair is BinaryConnect's from then on, and the moments of the latents begin again."""
+    fine_tuning = make_trainer(tmp_path, method, images=32, epochs=2, harden=0.5, warmup=0.0)
+    quantizer, rule, ages, slopes = fine_tuning.quantizer, fine_tuning.objective, [], []
+    latent = next(weight.latent for _, weight in binary_weights(fine_tuning.net))
+    x = torch.linspace(-9, 9, 7)
+
+    def spy(*args):
+        ages.append(int(fine_tuning.optimizer.state[latent].get("step", 0)))
+        slopes.append(quantizer.B(x))
+        return rule(*args)
+
+    fine_tuning.objective = spy
+    fine_tuning.run()
+    assert ages == [0, 1, 2, 3, *([0, 1, 2, 3] if fresh else [4, 5, 6, 7])]
+    last = torch.full_like(x, quantizer.normalize) if fresh else quantizer.method.B(x, quantizer.values)
+    assert all(torch.equal(slope, last) for slope in slopes[4:])
 
 
 # --- bookkeeping of the loop -----------------------------------------------------------------------------

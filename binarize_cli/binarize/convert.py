@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
 
-from binarize_cli.binarize.layers import BINARY_FORM
+from binarize_cli.binarize.accumulator import Rule
+from binarize_cli.binarize.activations import LatentInput, SignInput
+from binarize_cli.binarize.calibrate import InputStats
+from binarize_cli.binarize.layers import BINARY_FORM, PAD_VALUES, BinaryConv2d, BinaryLinear
 from binarize_cli.binarize.quantizer import WeightQuantizer
 from binarize_cli.binarize.select import Layer
+from binarize_cli.binarize.sums import FloatSums
 from binarize_cli.binarize.weights import LatentWeight, SignWeight
+from binarize_cli.recipe import Recipe
 
 
 def replace_layers(net: nn.Module, names: Sequence[str], weight_for) -> nn.Module:
@@ -25,6 +30,28 @@ def binarize(net: nn.Module, table: Sequence[Layer], quantizer: WeightQuantizer)
     """Replace, in place, the binary layers of the table; the float weights become their latents."""
     names = [row.name for row in table if row.binary]
     return replace_layers(net, names, lambda _, layer: LatentWeight(layer.weight, quantizer))
+
+
+def binarize_inputs(
+    net: nn.Module, stats: Mapping[str, InputStats], quantizer: WeightQuantizer, recipe: Recipe
+) -> nn.Module:
+    """Give, in place, the binary layers binary inputs, with thresholds and scales from the calibration."""
+    rule, made = recipe.accumulator, recipe.activation
+    for name, found in stats.items():
+        layer = net.get_submodule(name)
+        threshold = found.mean if made.threshold == "learned" else None
+        scale = found.magnitude if made.scale == "learned" else None
+        layer.input = LatentInput(quantizer.activation, layer.axis, threshold, scale)
+        layer.sums = FloatSums(Rule(rule.overflow, found.shift) if recipe.task == "bwaa" else None)
+        layer.pad_value = PAD_VALUES[made.padding]
+    return net
+
+
+def binary_layers(net: nn.Module) -> Iterator[tuple[str, BinaryLinear | BinaryConv2d]]:
+    """(name, layer), for every binary layer."""
+    for name, module in net.named_modules():
+        if isinstance(module, BinaryLinear | BinaryConv2d):
+            yield name, module
 
 
 def binary_weights(net: nn.Module) -> Iterator[tuple[str, LatentWeight | SignWeight]]:
@@ -42,13 +69,28 @@ def harden(net: nn.Module, dtype: torch.dtype) -> nn.Module:
     not on the way to the disk.
     """
     for name, weight in list(binary_weights(net)):
-        fixed = SignWeight(weight.signs(), rounded(weight.hard_scale(), dtype))
-        net.get_submodule(name).weight = fixed
+        layer = net.get_submodule(name)
+        layer.weight = SignWeight(weight.signs(), rounded(weight.hard_scale(), dtype))
+        if layer.input is not None:
+            _harden_input(layer, dtype)
     signs = {id(w.signs) for _, w in binary_weights(net)}
     for tensor in (*net.parameters(), *net.buffers()):
         if id(tensor) not in signs and tensor.is_floating_point():
             tensor.copy_(rounded(tensor, dtype))
     return net
+
+
+def _harden_input(layer: BinaryLinear | BinaryConv2d, dtype: torch.dtype) -> None:
+    """Fix a layer's threshold and scale; what a linear layer adds for its thresholds goes into its bias."""
+    learned = layer.input
+    device = layer.weight.scale.device
+    threshold = None if learned.threshold is None else rounded(learned.threshold.detach(), dtype)
+    scale = torch.ones((), device=device) if learned.scale is None else learned.scale.detach().clamp_min(1e-6)
+    if learned.restored is not None:
+        signs, alpha = layer.weight.units()
+        learned.threshold.copy_(threshold)
+        layer.bias = nn.Parameter(layer.shifted_bias(signs, alpha).detach())
+    layer.input = SignInput(layer.axis, threshold, rounded(scale, dtype))
 
 
 def rounded(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -1,29 +1,61 @@
-"""The binary layers. Each does its float twin's operation with weights it asks its `weight` module for."""
+"""The binary layers. Each does its float twin's operation with weights it asks its `weight` module for.
+
+In tasks bwa and bwaa it asks its `input` module for binary inputs too; then `sums` adds up +-1 products, and
+one factor an output channel, alpha beta, scales them.
+"""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
-from timm.layers import Conv2dSame, pad_same
+from timm.layers import Conv2dSame
 from timm.layers import Linear as TimmLinear
+from timm.layers.padding import get_same_padding
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from binarize_cli.binarize.sums import Window
+
+PAD_VALUES = {"zero": 0, "plus": 1, "minus": -1}
+
 
 class BinaryLinear(nn.Module):
-    """nn.Linear whose weights [out, in] come from `weight()`."""
+    """nn.Linear whose weights [out, in] come from `weight()`; its inputs, where binary, from `input(x)`."""
+
+    axis = -1  # of the input's channels
 
     def __init__(self, linear: nn.Linear, weight: nn.Module):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight = weight
         self.bias = linear.bias
+        self.input: nn.Module | None = None
+        self.sums: nn.Module | None = None
 
     def forward(self, x: Tensor) -> Tensor:  # [..., in] -> [..., out]
-        return F.linear(x, self.weight(), self.bias)
+        if self.input is None:
+            return F.linear(x, self.weight(), self.bias)
+        values, beta = self.input(x)
+        weights, alpha = self.weight.units()
+        y = self.sums.linear(values, weights) * (alpha * beta)
+        bias = self.shifted_bias(weights, alpha)
+        return y if bias is None else y + bias
+
+    def shifted_bias(self, weights: Tensor, alpha: Tensor) -> Tensor | None:
+        """The bias with what the thresholds took off the inputs: x is beta sign(x - t) + t, in units of w."""
+        threshold = getattr(self.input, "restored", None)
+        if threshold is None:
+            return self.bias
+        shift = alpha * (weights @ threshold)
+        return shift if self.bias is None else self.bias + shift
 
 
 class BinaryConv2d(nn.Module):
-    """nn.Conv2d (grouped, strided, dilated; TensorFlow's "same" padding too) with weights from `weight()`."""
+    """nn.Conv2d (grouped, strided, dilated; TensorFlow's "same" padding too) with weights from `weight()`.
+
+    Binary inputs are padded after they became signs: with 0, which is a third value, or with a chosen sign.
+    """
+
+    axis = 1
 
     def __init__(self, conv: nn.Conv2d, weight: nn.Module):
         super().__init__()
@@ -32,12 +64,38 @@ class BinaryConv2d(nn.Module):
         self.pads_same = isinstance(conv, Conv2dSame)
         self.weight = weight
         self.bias = conv.bias
+        self.input: nn.Module | None = None
+        self.sums: nn.Module | None = None
+        self.pad_value = 0
 
     def forward(self, x: Tensor) -> Tensor:  # [N, in, H, W] -> [N, out, H', W']
-        padding = self.padding
+        if self.input is None:
+            x, weight, padding = x, self.weight(), self.padding
+            if self.pads_same:
+                x, padding = F.pad(x, self.margins(x)), 0
+            return F.conv2d(x, weight, self.bias, self.stride, padding, self.dilation, self.groups)
+        values, beta = self.input(x)
+        weights, alpha = self.weight.units()
+        padded = F.pad(values, self.margins(values), value=self.pad_value)
+        window = Window(self.kernel_size, self.stride, self.dilation, self.groups)
+        y = self.sums.conv(padded, weights, window) * (alpha * beta).view(-1, 1, 1)
+        return y if self.bias is None else y + self.bias.view(-1, 1, 1)
+
+    def margins(self, x: Tensor) -> tuple[int, int, int, int]:
+        """Pixels around the image: left, right, top, bottom."""
         if self.pads_same:
-            x, padding = pad_same(x, self.kernel_size, self.stride, self.dilation), 0
-        return F.conv2d(x, self.weight(), self.bias, self.stride, padding, self.dilation, self.groups)
+            whole = [
+                int(get_same_padding(x.shape[i + 2], self.kernel_size[i], self.stride[i], self.dilation[i]))
+                for i in (0, 1)
+            ]
+            return (whole[1] // 2, whole[1] - whole[1] // 2, whole[0] // 2, whole[0] - whole[0] // 2)
+        if self.padding == "valid":
+            return (0, 0, 0, 0)
+        if self.padding == "same":
+            whole = [self.dilation[i] * (self.kernel_size[i] - 1) for i in (0, 1)]
+            return (whole[1] // 2, whole[1] - whole[1] // 2, whole[0] // 2, whole[0] - whole[0] // 2)
+        top, left = self.padding
+        return (left, left, top, top)
 
 
 # The layers whose whole operation is known here. Other subclasses of nn.Linear and nn.Conv2d change it

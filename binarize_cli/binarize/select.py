@@ -26,6 +26,12 @@ class Layer:
     """Of the weights (of the largest tensor, where there are no weights)."""
     binary: bool
     why: str
+    input: str = "float"
+    """`1 bit` where the layer's inputs become signs, and whether they are one-sided."""
+    accumulator: dict | None = None
+    """Task bwaa: `overflow` (saturate or wrap) and `shift`, in bits."""
+    products: int = 0
+    """Multiplications for one image."""
 
     def to_json(self) -> dict:
         return asdict(self)
@@ -46,6 +52,27 @@ def called_layers(net: nn.Module, example: torch.Tensor) -> list[str]:
     for hook in hooks:
         hook.remove()
     return list(order)
+
+
+@torch.no_grad()
+def count_products(net: nn.Module, example: torch.Tensor) -> dict[str, int]:
+    """Layer name -> the multiplications of a linear or convolution layer for one image."""
+    counts: dict[str, int] = {}
+
+    def count(name: str, module: nn.Module, output: torch.Tensor) -> None:
+        counts[name] = counts.get(name, 0) + output[0].numel() * module.weight[0].numel()
+
+    hooks = [
+        module.register_forward_hook(lambda m, _, output, name=name: count(name, m, output))
+        for name, module in net.named_modules()
+        if is_candidate(module)
+    ]
+    training = net.training
+    net.eval()(example)
+    net.train(training)
+    for hook in hooks:
+        hook.remove()
+    return counts
 
 
 def select(net: nn.Module, rules: Layers, called: Sequence[str], heads: Sequence[str]) -> list[Layer]:
@@ -85,11 +112,12 @@ def _table(net: nn.Module, chosen: dict[str, str], kept: dict[str, str]) -> list
             rows.append(Layer(name, kind(module), list(module.weight.shape), False, kept[name]))
         elif tensors and not list(module.children()):
             shape = list(max(tensors.values(), key=torch.Tensor.numel).shape)
-            rows.append(Layer(name, kind(module), shape, False, OTHER))
+            rows.append(Layer(name, kind(module), shape, False, getattr(module, "why", OTHER)))
         else:  # parameters that a container owns itself, such as a position embedding
             prefix = f"{name}." if name else ""
             rows += [
-                Layer(prefix + own, "parameter", list(t.shape), False, OTHER) for own, t in tensors.items()
+                Layer(prefix + own, "parameter", list(t.shape), False, getattr(module, "why", OTHER))
+                for own, t in tensors.items()
             ]
     return rows
 

@@ -22,24 +22,45 @@ class LatentWeight(nn.Module):
         self.latent = nn.Parameter(weight.detach().clone().float())
         learned = quantizer.scale_rule == "learned"
         self.learned_scale = nn.Parameter(quantizer.magnitude(self.latent)) if learned else None
-        self.computed: Tensor | None = None  # by `computed_once`
+        self.kept: dict[str, object] | None = None  # by `computed_once`
 
     def forward(self) -> Tensor:
-        if self.computed is not None:
-            return self.computed
-        q = self.quantizer
-        n = q.normaliser(self.latent)
-        with torch.no_grad():
-            value = q.F(self.latent / n)  # once: alpha is taken from it too
-        alpha = q.scale(self.latent, value, self.learned_scale)
-        return ForwardBackward.apply(self.latent, n, alpha, lambda _: value, q.B)
+        return self._keep("weights", self._weights)
+
+    def units(self) -> tuple[Tensor, Tensor]:
+        """The weights in units of alpha, +-1 where F is sign, shaped as the latents, and alpha [out]."""
+        return self._keep("units", self._units)
+
+    def _keep(self, name: str, compute):
+        if self.kept is None:
+            return compute()
+        if name not in self.kept:
+            self.kept[name] = compute()
+        return self.kept[name]
+
+    def _weights(self) -> Tensor:
+        n, value = self._value()
+        alpha = self.quantizer.scale(self.latent, value, self.learned_scale)
+        return ForwardBackward.apply(self.latent, n, alpha, lambda _: value, self.quantizer.B)
+
+    def _units(self) -> tuple[Tensor, Tensor]:
+        n, value = self._value()
+        unit = self.quantizer.unit(value)
+        return ForwardBackward.apply(
+            self.latent, n, unit, lambda _: value, self.quantizer.B
+        ), self.hard_scale()
+
+    @torch.no_grad()
+    def _value(self) -> tuple[Tensor, Tensor]:
+        """n and F(w* / n), which is computed once: alpha is taken from it too."""
+        n = self.quantizer.normaliser(self.latent)
+        return n, self.quantizer.F(self.latent / n)
 
     @torch.no_grad()
     def signs(self) -> Tensor:
         """sign(w*), shaped as the latents."""
         return sign(self.latent)
 
-    @torch.no_grad()
     def hard_scale(self) -> Tensor:
         """alpha of the hard network, one number an output channel: [out]."""
         q, out = self.quantizer, self.latent.shape[0]
@@ -61,16 +82,19 @@ class SignWeight(nn.Module):
     def forward(self) -> Tensor:
         return self.signs * self.scale.view(-1, *[1] * (self.signs.dim() - 1))
 
+    def units(self) -> tuple[Tensor, Tensor]:
+        """The signs in float32, and the scale [out]."""
+        return self.signs.float(), self.scale
+
 
 @contextmanager
 def computed_once(net: nn.Module) -> Iterator[None]:
     """Inside the block the weights stand still, as in scoring: F is taken once, not for each batch."""
     layers = [module for module in net.modules() if isinstance(module, LatentWeight)]
     try:
-        with torch.no_grad():
-            for layer in layers:
-                layer.computed = layer()
+        for layer in layers:
+            layer.kept = {}
         yield
     finally:
         for layer in layers:
-            layer.computed = None
+            layer.kept = None

@@ -21,13 +21,14 @@ def inspect(file: o.PackedFile, as_json: o.Json = False) -> None:
         result(json.dumps(account))
         return
 
-    from binarize_cli.report.tables import layers_table, size_sentence
+    from binarize_cli.report.tables import layers_table, products_sentence, size_sentence
 
     model, size = account["model"], account["bytes"]
     lines = [
         f"{model['name']} of {model['source']}, {model['num_classes']} classes",
         f"method {account['method']}, task {account['task']}",
         size_sentence(size, account["float32_bytes"], account["ratio"], account["binary_weights"]),
+        products_sentence(account["products"]),
         _scored(account),
         ", ".join(f"{key} {value}" for key, value in account["provenance"].items()),
     ]

@@ -197,11 +197,12 @@ class Batches:
             )
         return whole
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int, start: int = 0, all_parts: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's images (float32 [M, C, H, W]) and targets (int64 [M]), from step `start` on.
 
         A step has `accumulate` such micro-batches, of M = `micro_batch` images. Those before `start` are not
-        decoded; those after it have the same bits as in the whole epoch. Raises UnreadableImage.
+        decoded; those after it have the same bits as in the whole epoch. With `all_parts` those of all ranks
+        come, to every rank. Raises UnreadableImage.
         """
         # A generator takes 32 bits, so seed and epoch are mixed into that many.
         mixed = np.random.SeedSequence((self.seed % 2**32, epoch)).generate_state(1).item()
@@ -209,7 +210,7 @@ class Batches:
         order = torch.randperm(len(self.split), generator=draw)
         seeds = torch.randint(2**32, order.shape, generator=draw).tolist()  # one an image
         batches = order[: len(self) * self.batch_size].view(-1, self.batch_size)[start:].tolist()
-        own = range(ranks.rank(), self.parts, ranks.world())
+        own = range(self.parts) if all_parts else range(ranks.rank(), self.parts, ranks.world())
         batches = [_part(batch, number, self.parts) for batch in batches for number in own]
         if self.cache:
             return self.cache.batches(batches, seeds)

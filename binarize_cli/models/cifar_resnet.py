@@ -13,6 +13,20 @@ from torch import Tensor, nn
 CIFAR10_LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
+class OptionA(nn.Module):
+    """The shortcut without parameters: every `stride`-th pixel, and channels of zeros on both sides."""
+
+    def __init__(self, stride: int, new_planes: int):
+        super().__init__()
+        self.stride, self.new_planes = stride, new_planes
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.new_planes == 0:
+            return x
+        half = self.new_planes // 2
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, half, half))
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and the option-A shortcut: every second pixel, new channels filled with zeros."""
 
@@ -22,20 +36,12 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(planes)
         self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(planes)
-        self.stride = stride
-        self.new_planes = planes - in_planes
+        self.shortcut = OptionA(stride, planes - in_planes)
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         return F.relu(out + self.shortcut(x))
-
-    def shortcut(self, x: Tensor) -> Tensor:
-        """Option A: every `stride`-th pixel, and channels of zeros on both sides; no parameters."""
-        if self.new_planes == 0:
-            return x
-        half = self.new_planes // 2
-        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, half, half))
 
 
 class CifarResNet(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from binarize_cli.packed.format import BITS, SCALE, PackedFile
+from binarize_cli.packed.format import BITS, OWN, PackedFile
 
 
 def contents(file: PackedFile) -> dict[str, Any]:
@@ -17,7 +17,7 @@ def contents(file: PackedFile) -> dict[str, Any]:
     owner = _owners(file)
     layers = [_layer(row, owner[row["name"]], file) for row in document["layers"]]
     binary = _bytes(file, (n for n in file.tensors if n.endswith(BITS)))
-    scales = _bytes(file, (n for n in file.tensors if n.endswith(SCALE)))
+    scales = _bytes(file, (n for n in file.tensors if n.endswith(OWN[1:])))
     tensors = _bytes(file, file.tensors)
     float32 = _float32_bytes(file)
     return {
@@ -33,6 +33,7 @@ def contents(file: PackedFile) -> dict[str, Any]:
             "float": tensors - binary - scales,
             "metadata": file.total_bytes - tensors,
         },
+        "products": _products(layers),
         "binary_weights": sum(math.prod(row["shape"]) for row in layers if row["bits"] == 1),
         "float32_bytes": float32,
         "ratio": round(float32 / file.total_bytes, 2),
@@ -61,7 +62,22 @@ def _layer(row: dict, tensors: list[str], file: PackedFile) -> dict[str, Any]:
         "bits": 1 if binary else max(floats, default=0),
         "bytes": _bytes(file, tensors),
         "why": row["why"],
+        "input": row["input"],
+        "accumulator": row["accumulator"],
+        "products": row["products"],
     }
+
+
+def _products(layers: list[dict[str, Any]]) -> dict[str, int]:
+    """Multiplications of the linear and convolution layers for one image, by what is multiplied.
+
+    `binary`: sign by sign, a bit operation; `signs`: a float by a sign, an addition; `float`: float by float.
+    """
+    counts = {"binary": 0, "signs": 0, "float": 0}
+    for row in layers:
+        kind = "float" if row["bits"] != 1 else "signs" if row["input"] == "float" else "binary"
+        counts[kind] += row["products"]
+    return counts
 
 
 def _bytes(file: PackedFile, names) -> int:
@@ -74,6 +90,6 @@ def _float32_bytes(file: PackedFile) -> int:
     for name, tensor in file.tensors.items():
         if name.endswith(BITS):
             total += weights[name]
-        elif not name.endswith(SCALE):
+        elif not name.endswith(OWN):
             total += 4 * tensor.size if tensor.dtype.kind == "f" else tensor.nbytes
     return total

@@ -2,6 +2,7 @@
 
 <module>.weight_bits    uint8 [out, ceil(K / 8)], see `bits`
 <module>.weight_scale   [out]
+<module>.input_threshold, .input_scale   [in], []: the inputs are sign(x - threshold), in units of the scale
 every other tensor under its state-dict name, float16 where that loses nothing
 __metadata__["bnnpp"]   one JSON document: format, model, preprocessing, method, task, recipe, layers ...
 """
@@ -24,6 +25,8 @@ from binarize_cli.files import atomic
 FORMAT = 1
 KEYS = {"model", "preprocessing", "method", "task", "recipe", "layers", "accuracy", "data", "provenance"}
 BITS, SCALE = ".weight_bits", ".weight_scale"
+INPUT_THRESHOLD, INPUT_SCALE = ".input_threshold", ".input_scale"
+OWN = (BITS, SCALE, INPUT_THRESHOLD, INPUT_SCALE)
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,17 @@ import math
 import torch
 from torch import Tensor, nn
 
+from binarize_cli.binarize.accumulator import Rule
+from binarize_cli.binarize.activations import SignInput
 from binarize_cli.binarize.attention import split_attention
+from binarize_cli.binarize.blocks import rewrite_blocks
 from binarize_cli.binarize.convert import replace_layers
+from binarize_cli.binarize.layers import PAD_VALUES
 from binarize_cli.errors import InputError
 from binarize_cli.models.build import build
 from binarize_cli.packed.bits import unpack
-from binarize_cli.packed.format import BITS, SCALE, PackedFile
+from binarize_cli.packed.format import BITS, INPUT_SCALE, INPUT_THRESHOLD, OWN, SCALE, PackedFile
+from binarize_cli.packed.integer import IntegerSums
 
 
 class PackedWeight(nn.Module):
@@ -25,6 +30,10 @@ class PackedWeight(nn.Module):
         self.register_buffer("scale", scale, persistent=False)  # [out]
         self.shape = shape
         self._dense: Tensor | None = None
+
+    def units(self) -> tuple[Tensor, Tensor]:
+        """The signs in float32, shaped as the weights, and the scale [out]."""
+        return torch.from_numpy(unpack(self.bits.cpu().numpy(), self.shape)).to(self.scale), self.scale
 
     def forward(self) -> Tensor:  # [out, ...]
         if self._dense is None or self._dense.device != self.scale.device:
@@ -41,17 +50,36 @@ def rebuild(file: PackedFile) -> nn.Module:
     model = file.document["model"]
     net = build(model["source"], model["name"], model["num_classes"], **model["kwargs"])
     net = split_attention(net)
+    recipe = file.document["recipe"]
+    if file.document["task"] != "bw" and recipe["activation"]["blocks"] == "bi-real":
+        net = rewrite_blocks(net)
     tensors = {name: torch.from_numpy(array) for name, array in file.tensors.items()}
     names = [name.removesuffix(BITS) for name in tensors if name.endswith(BITS)]
-    rest = {name: tensor for name, tensor in tensors.items() if not name.endswith((BITS, SCALE))}
+    rest = {name: tensor for name, tensor in tensors.items() if not name.endswith(OWN)}
     try:
         replace_layers(net, names, lambda name, layer: _packed_weight(name, layer, tensors))
+        for row in file.document["layers"]:
+            if row["name"] + INPUT_SCALE in tensors:
+                _binary_inputs(net.get_submodule(row["name"]), row, tensors, recipe["activation"]["padding"])
         net.load_state_dict(rest)  # copies float16 into float32
     except (AttributeError, KeyError, ValueError, RuntimeError) as error:
         hint = "The file is damaged, or the model has changed in this version of its library."
         what = f"does not fit the model {model['name']}: {error}"
         raise InputError(what, where=str(file.path), hint=hint) from None
     return net.eval()
+
+
+def _binary_inputs(layer: nn.Module, row: dict, tensors: dict[str, Tensor], padding: str) -> None:
+    """Inputs that become signs, sums in integers. A bias the model lacks holds what thresholds took."""
+    name = row["name"]
+    threshold = tensors.get(name + INPUT_THRESHOLD)
+    scale = tensors[name + INPUT_SCALE].float()
+    layer.input = SignInput(layer.axis, None if threshold is None else threshold.float(), scale)
+    rule = row["accumulator"]
+    layer.sums = IntegerSums(Rule(rule["overflow"], rule["shift"]) if rule else None)
+    layer.pad_value = PAD_VALUES[padding]
+    if layer.bias is None and name + ".bias" in tensors:
+        layer.bias = nn.Parameter(torch.zeros_like(tensors[name + ".bias"], dtype=torch.float32))
 
 
 def _packed_weight(name: str, layer: nn.Module, tensors: dict[str, Tensor]) -> PackedWeight:

@@ -79,6 +79,19 @@ def linear_quantizer(x, rho):
     return sign(x) * xp.clip(xp.abs(x) + rho, None, 1)
 
 
+def general_linear_quantizer(x, rho, rho_prime):
+    """L_rho^rho'(x) = sign(x) min(1, rho' + (1 - rho') |x| / (1 - rho)) for rho, rho' < 1, else sign(x).
+
+    rho' is the jump at zero and 1 - rho the magnitude from which on the map is +-1 (Dockhorn et al. 2021).
+    """
+    xp = library(x)
+    ones = xp.ones_like(x)
+    jump = xp.clip(rho_prime * ones, None, 1)
+    slope = (1 - jump) / xp.clip((1 - rho) * ones, 1e-4, None)
+    magnitude = xp.clip(jump + xp.clip(slope * xp.clip(xp.abs(x), None, 1), None, 1), None, 1)
+    return sign(x) * xp.where(rho * ones >= 1, ones, magnitude)
+
+
 def polynomial(x, mu=1.0):
     """p(mu x), p(z) = sign(z) (2 |z| - z^2) for |z| <= 1, else sign(z): Bi-Real (Liu et al. 2018)."""
     xp = library(x)

@@ -97,6 +97,7 @@ _ENTRIES = (
         source="Dockhorn et al. 2021 (arXiv 2110.13220)",
         when="BinaryConnect with a soft start: it is sign from a tenth of the schedule on",
         schedules={"rho": Schedule(0.01, 10.0)},
+        parts=("map",),
     ),
     Method(
         name="pq",

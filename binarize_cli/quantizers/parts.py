@@ -64,6 +64,12 @@ MAPS = {
         ProximalMap("identity", q.identity, "x"),
         ProximalMap("sign", q.sign, "sign(x)"),
         ProximalMap("lq", q.linear_quantizer, "sign(x) min(1, rho + |x|)", {"rho": Schedule(0.01, 10.0)}),
+        ProximalMap(
+            "lq-general",
+            q.general_linear_quantizer,
+            "sign(x) min(1, rho' + (1 - rho') |x| / (1 - rho))",
+            {"rho": Schedule(0.01, 10.0), "rho_prime": Schedule(0.0, 1.0)},
+        ),
         ProximalMap("parq", q.parq, "clip(x / s, -1, 1)", {"s": Schedule(1.0, 0.0, "sigmoid")}),
         ProximalMap(
             "binary-relax", q.binary_relax, "(1 - theta) x + theta sign(x)", {"theta": Schedule(0.0, 1.0)}

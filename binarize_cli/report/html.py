@@ -17,7 +17,11 @@ from binarize_cli.report.plots import epoch_curves, quantizer_curves, svg
 
 SHORT_TABLE = 30  # layers; a longer table starts folded
 SMALL_HEATMAP = 20  # classes; a larger matrix is not drawn
-TASKS = {"bw": "binary weights, float activations"}
+TASKS = {
+    "bw": "binary weights, float activations",
+    "bwa": "binary weights and activations",
+    "bwaa": "binary weights and activations, 8-bit accumulators",
+}
 
 
 def render(document: Mapping[str, Any]) -> str:
@@ -35,6 +39,7 @@ def render(document: Mapping[str, Any]) -> str:
             document["bytes"], document["float32_bytes"], document["ratio"], document["binary_weights"]
         ),
         parts=tables.PARTS,
+        products_sentence=tables.products_sentence(document["products"]),
         epoch_plots=_epoch_plots(document),
         quantizer_plots=_quantizer_plots(recipe),
         heatmap=_heatmap(document["confusion"], document["data"]["classes"]),
@@ -54,6 +59,7 @@ def _template():
     environment.filters |= {
         "size": tables.size,
         "shape": tables.shape_text,
+        "accumulator": tables.accumulator_text,
         "mistaken_for": tables.mistaken_for,
         "thousands": "{:,}".format,
         "two": "{:.2f}".format,

@@ -45,6 +45,32 @@ def size_sentence(sizes: Mapping[str, int], float32_bytes: int, ratio: float, bi
     )
 
 
+def products_sentence(products: Mapping[str, int]) -> str:
+    """What the layers multiply for one image. `products`: binary, signs and float, counts."""
+    words = {
+        "binary": "sign by sign (a bit operation)",
+        "signs": "float by sign (an addition)",
+        "float": "float by float",
+    }
+    total = sum(products.values())
+    parts = [
+        f"{products[kind]:,} {text} ({100 * products[kind] / total:.1f}%)"
+        for kind, text in words.items()
+        if products[kind]
+    ]
+    return f"Products of one image, in linear and convolution layers: {', '.join(parts)}."
+
+
+def accumulator_text(rule: Mapping | None) -> str:
+    """`int8`, the bits a tile's sum loses, and what share of the sums overflowed."""
+    if rule is None:
+        return ""
+    wraps = " wraps" if rule["overflow"] == "wrap" else ""
+    shift = f" >>{rule['shift']}" if rule["shift"] else ""
+    share = f", {100 * rule['overflowed']:.3g}% overflow" if "overflowed" in rule else ""
+    return f"int8{wraps}{shift}{share}"
+
+
 def shape_text(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
@@ -61,9 +87,16 @@ def layers_table(rows: Sequence[Mapping]) -> Table:
         "binary": ("left", f"{len(binary)} binary", lambda yes: "1 bit" if yes else "float"),
         "bits": ("right", f"{len(binary)} binary", str),
         "bytes": ("right", f"{total:,}", "{:,}".format),
+        "input": ("left", "", str),
+        "accumulator": ("left", "", accumulator_text),
         "why": ("left", "", str),
     }
-    present = [name for name in columns if rows and name in rows[0]]
+    plain = {"input": "float", "accumulator": None}  # a column that says the same of all layers is left out
+    present = [
+        name
+        for name in columns
+        if rows and name in rows[0] and any(row[name] != plain.get(name, "") for row in rows)
+    ]
     table = Table(box=box.SIMPLE, show_footer=True)
     for name in present:
         justify, footer, _ = columns[name]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from binarize_cli import ranks
+from binarize_cli.binarize.convert import binary_weights
 from binarize_cli.binarize.quantizer import WeightQuantizer
 from binarize_cli.errors import InputError, Interrupted
 from binarize_cli.recipe import Train
@@ -176,7 +177,10 @@ class Trainer:
         Raises Diverged on an infinite loss or gradient; no step is taken with it.
         """
         self._seed(number)
+        was_hard = self.quantizer is not None and self.quantizer.hard
         self._advance(number)
+        if self.quantizer and self.quantizer.hard and self.quantizer.hardens and not was_hard:
+            self._forget_latents()
         self.optimizer.zero_grad(set_to_none=True)
         loss, inputs = self._gradient(batches, number)
         self.scaler.unscale_(self.optimizer)
@@ -238,6 +242,11 @@ class Trainer:
             soft = self.steps * (1 - self.train.harden)
             self.quantizer.hard = self.train.harden > 0 and number >= soft
             self.quantizer.move_to(number / max(soft - 1, 1))
+
+    def _forget_latents(self) -> None:
+        """Drop the optimizer's moments of the latents: gradients of the soft pair are of another size."""
+        for _, weight in binary_weights(self.net):
+            self.optimizer.state.pop(weight.latent, None)
 
     def parameters(self) -> str:
         """The method's parameters now, such as `mu=30`."""

@@ -20,7 +20,10 @@ def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
 
 
 class Objective:
-    """(1 - weight) cross-entropy + weight T^2 KL(teacher || student); the first alone without a teacher."""
+    """(1 - weight) cross-entropy + weight T^2 KL(teacher || student) + blocks times their distance.
+
+    The first alone, whole, without a teacher.
+    """
 
     def __init__(self, rule: Distill, teacher: Teacher | None, smoothing: float):
         self.rule, self.teacher, self.smoothing = rule, teacher, smoothing
@@ -32,4 +35,7 @@ class Objective:
         if self.teacher is None or self.rule.weight == 0:
             return loss
         weight, wanted = self.rule.weight, self.teacher(inputs, step)
-        return (1 - weight) * loss + weight * distillation(logits, wanted, self.rule.temperature)
+        loss = (1 - weight) * loss + weight * distillation(logits, wanted, self.rule.temperature)
+        if self.rule.blocks:
+            loss = loss + self.rule.blocks * self.teacher.blocks.distance()
+        return loss

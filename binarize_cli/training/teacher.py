@@ -60,6 +60,11 @@ class Teacher:
 
     def __init__(self, net: nn.Module, kept: KeptLogits | None = None):
         self.net, self.kept = net.eval().requires_grad_(False), kept
+        self.blocks: Watched | None = None
+
+    def watch(self, student: nn.Module) -> None:
+        """Remember the outputs of the blocks of both networks, for `distance`."""
+        self.blocks = Watched(self.net, student)
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor, step: int) -> Tensor:
@@ -70,3 +75,38 @@ class Teacher:
         if self.kept:
             self.kept.add(step, logits)
         return logits
+
+
+class Watched:
+    """The outputs of the residual or transformer blocks of a teacher and its student in their last passes."""
+
+    def __init__(self, teacher: nn.Module, student: nn.Module):
+        self.outputs: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
+        for net, seen in zip((teacher, student), self.outputs, strict=True):
+            for name in block_names(teacher):
+                net.get_submodule(name).register_forward_hook(
+                    lambda _, args, output, seen=seen, name=name: seen.__setitem__(name, output)
+                )
+
+    def distance(self) -> Tensor:
+        """Mean squared error over the variance of the teacher's outputs, the mean over blocks; in float32."""
+        wanted, given = self.outputs
+        pairs = [(wanted[name].float(), given[name].float()) for name in wanted]
+        return torch.stack([(g - w).square().mean() / w.var().clamp_min(1e-12) for w, g in pairs]).mean()
+
+
+def block_names(net: nn.Module) -> list[str]:
+    """The blocks of a network: the outermost modules of several layers that stand in a row of their like."""
+    found: list[str] = []
+    for name, row in net.named_modules():
+        inside = any(name.startswith(f"{block}.") for block in found)
+        if inside or not isinstance(row, nn.Sequential | nn.ModuleList):
+            continue
+        prefix = f"{name}." if name else ""
+        found += [prefix + own for own, part in row.named_children() if _is_block(part)]
+    return found
+
+
+def _is_block(module: nn.Module) -> bool:
+    row = isinstance(module, nn.Sequential | nn.ModuleList)
+    return not row and sum(bool(list(m.parameters(recurse=False))) for m in module.modules()) > 1

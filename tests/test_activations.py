@@ -1,0 +1,382 @@
+"""Binary inputs, int8 accumulators, and the integers of the packed file (tasks bwa and bwaa)."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from binarize_cli.binarize.accumulator import Rule
+from binarize_cli.binarize.activations import LatentInput, SignInput
+from binarize_cli.binarize.blocks import BiRealBlock, rewrite_blocks
+from binarize_cli.binarize.calibrate import InputStats, calibrate
+from binarize_cli.binarize.convert import binarize, binarize_inputs, binary_layers, harden
+from binarize_cli.binarize.layers import BinaryConv2d, BinaryLinear
+from binarize_cli.binarize.quantizer import WeightQuantizer
+from binarize_cli.binarize.select import called_layers, count_products, select
+from binarize_cli.binarize.sums import FloatSums, Window
+from binarize_cli.binarize.weights import LatentWeight
+from binarize_cli.models.load import load
+from binarize_cli.models.names import resolve
+from binarize_cli.packed.integer import IntegerSums
+from binarize_cli.recipe import Accumulator, Activation, Recipe, Train
+from binarize_cli.training.teacher import block_names
+
+RULES = [None, Rule("saturate"), Rule("wrap"), Rule("saturate", 2), Rule("wrap", 1)]
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def signs(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.where(draw(*shape, seed=seed) < 0, -1.0, 1.0)
+
+
+# --- the accumulator: training, the packed file and an independent reference agree to the bit ---------------
+
+
+def reference(products: np.ndarray, rule: Rule | None) -> int:
+    """Products in order -> their sum in an int8 accumulator, one tile of 64 after another."""
+    if rule is None:
+        return int(products.sum())
+    total = 0
+    for start in range(0, len(products), 64):
+        tile = int(products[start : start + 64].sum())
+        if rule.shift:
+            tile = int(np.floor(tile / 2**rule.shift + 0.5))
+        total += tile
+        if rule.overflow == "saturate":
+            total = max(-128, min(127, total))
+        else:
+            total = int(np.array(total).astype(np.int64).astype(np.int8))
+    return total * 2**rule.shift
+
+
+def reference_linear(x: np.ndarray, w: np.ndarray, rule: Rule | None) -> np.ndarray:
+    return np.array([[reference(row * kernel, rule) for kernel in w] for row in x], dtype=np.float32)
+
+
+def adversarial(rows: int, length: int) -> torch.Tensor:
+    """All +1, all -1, halves against each other, alternating tiles: what saturates, returns and wraps."""
+    ones = torch.ones(length)
+    halves = torch.where(torch.arange(length) < length // 2, 1.0, -1.0)
+    tiles = torch.where(torch.arange(length) // 64 % 3 == 2, -1.0, 1.0)
+    return torch.stack([ones, -ones, halves, -halves, tiles, -tiles] * rows)[:rows]
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 300, 576])
+def test_training_and_packed_sums_are_the_references(rule, length):
+    for x, w in (
+        (signs(5, length), signs(4, length, seed=1)),
+        (adversarial(6, length), torch.ones(3, length)),
+        (adversarial(6, length), adversarial(4, length)),
+    ):
+        expected = reference_linear(x.numpy(), w.numpy(), rule)
+        for sums in (FloatSums(rule), IntegerSums(rule)):
+            np.testing.assert_array_equal(sums.linear(x, w).numpy(), expected)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(RULES),
+    st.sampled_from([1, 2, 4]),
+    st.integers(1, 3),
+    st.integers(1, 2),
+    st.integers(1, 2),
+    st.sampled_from([-1, 0, 1]),
+    st.integers(0, 99),
+)
+def test_convolutions_too_whatever_their_geometry(rule, groups, kernel, stride, dilation, around, seed):
+    x = nn.functional.pad(signs(2, 4 * groups, 7, 6, seed=seed), (1, 1, 2, 2), value=around)
+    w = signs(2 * groups, 4, kernel, kernel, seed=seed + 1)
+    window = Window((kernel, kernel), (stride, stride), (dilation, dilation), groups)
+    found = FloatSums(rule).conv(x, w, window)
+    assert torch.equal(found, IntegerSums(rule).conv(x, w, window))
+    reach = dilation * (kernel - 1) + 1
+    for n, o, i, j in ((0, 0, 0, 0), (1, 2 * groups - 1, found.shape[2] - 1, found.shape[3] - 1)):
+        group = o // 2
+        y0, x0 = i * stride, j * stride
+        patch = x[n, 4 * group : 4 * group + 4, y0 : y0 + reach : dilation, x0 : x0 + reach : dilation]
+        assert found[n, o, i, j] == reference((patch * w[o]).flatten().numpy(), rule)
+
+
+def test_chunks_do_not_change_the_sums(monkeypatch):
+    x, w = signs(9, 8, 10, 10), signs(6, 8, 3, 3, seed=1)
+    window = Window((3, 3), (1, 1), (1, 1), 1)
+    whole = FloatSums(Rule("saturate")).conv(x, w, window)
+    monkeypatch.setattr("binarize_cli.binarize.sums.CHUNK", 1000)
+    monkeypatch.setattr("binarize_cli.packed.integer.CHUNK", 1000)
+    assert torch.equal(FloatSums(Rule("saturate")).conv(x, w, window), whole)
+    assert torch.equal(IntegerSums(Rule("saturate")).conv(x, w, window), whole)
+
+
+def test_gradients_go_straight_through_where_nothing_overflowed_and_overflows_are_counted():
+    x, w = torch.ones(2, 300), torch.ones(3, 300)
+    x[1, ::2] = -1  # sums of 0, which never overflow
+    x.requires_grad_()
+    sums = FloatSums(Rule("saturate"))
+    y = sums.linear(x, w)
+    assert y[0].tolist() == [127] * 3 and y[1].tolist() == [0] * 3
+    y.sum().backward()
+    assert torch.equal(x.grad, torch.stack([torch.zeros(300), torch.full((300,), 3.0)]))
+    assert (int(sums.overflows), sums.sums) == (3, 6)
+
+
+# --- binary inputs -----------------------------------------------------------------------------------------
+
+
+def recipe(task: str = "bwa", method: str = "bnn++", **sections) -> Recipe:
+    return Recipe(method=method, task=task, **sections)
+
+
+def binary_linear(rule: Recipe, progress: float = 0.0, hard: bool = False) -> BinaryLinear:
+    quantizer = WeightQuantizer(rule)
+    quantizer.move_to(progress)
+    quantizer.hard = hard
+    layer = BinaryLinear(linear := nn.Linear(20, 7), LatentWeight(linear.weight, quantizer))
+    layer.input = LatentInput(quantizer.activation, -1, draw(20, seed=3), torch.tensor(0.7))
+    layer.sums = FloatSums()
+    return layer
+
+
+def test_a_hard_layer_is_signs_against_signs_in_numpy():
+    layer, x = binary_linear(recipe(), 1.0, hard=True), draw(5, 20)
+    w, t, b = (p.detach().numpy() for p in (layer.weight.latent, layer.input.threshold, layer.bias))
+    alpha = np.abs(w).mean(1)
+    s = lambda v: np.where(v < 0, -1.0, 1.0)  # noqa: E731
+    inputs = 0.7 * s(x.numpy() - t) + t
+    expected = inputs @ (alpha[:, None] * s(w)).T + b
+    np.testing.assert_allclose(layer(x).detach().numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_where_F_is_linear_the_layer_is_the_float_one():
+    rule = recipe(
+        quantizer={"normalize": 1e4, "schedules": {"mu": {"start": 1.0, "end": 1.0}}},
+        activation={"normalize": 1e4},
+    )
+    layer, x = binary_linear(rule), draw(5, 20)
+    expected = nn.functional.linear(x, layer.weight.latent, layer.bias)
+    torch.testing.assert_close(layer(x), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["bc", "bnn", "bnn+", "bnn++", "pc", "parq", "ede+", "pq"])
+def test_the_gradient_of_binary_inputs_is_the_pairs(method):
+    """F and B of the registry at (x - t) / n, against the layer's own backward pass."""
+    quantizer = WeightQuantizer(recipe(method=method))
+    quantizer.move_to(0.3)
+    q = quantizer.activation
+    made = LatentInput(q, -1, draw(20, seed=3), torch.tensor(0.7))
+    x = draw(5, 20).requires_grad_()
+    values, beta = made(x)
+    upstream = draw(5, 20, seed=5)
+    (values * beta * upstream).sum().backward()
+    n = 0.7 * (q.normalize or 1)
+    u = (x - made.threshold).detach() / n
+    typical = q.F(q.typical * 0.7 / n).abs().mean()
+    torch.testing.assert_close(values, q.F(u) / typical)
+    expected = upstream * 0.7 / typical / n * q.B(u)
+    torch.testing.assert_close(x.grad, expected)
+    torch.testing.assert_close(made.threshold.grad, -expected.sum(0))
+    torch.testing.assert_close(made.scale.grad, (upstream * values).sum().detach())
+
+
+def test_activations_may_have_a_method_of_their_own_and_follow_the_weights_otherwise():
+    own = WeightQuantizer(recipe(activation=Activation(method="bnn")))
+    assert own.activation.method.name == "bnn" and own.method.name == "bnn++"
+    shared = WeightQuantizer(recipe(quantizer={"schedules": {"mu": {"start": 3.0, "end": 9.0}}}))
+    shared.move_to(0.5)
+    assert float(shared.activation.values["mu"]) == float(shared.values["mu"]) == 6.0
+    shared.hard = True
+    assert shared.activation.hard and WeightQuantizer(recipe("bw")).activation is None
+
+
+# --- calibration -------------------------------------------------------------------------------------------
+
+
+def test_calibration_finds_means_magnitudes_and_one_sided_inputs():
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5), nn.GELU(), nn.Linear(5, 3)).eval()
+    images = [draw(64, 6, seed=i) for i in range(2)]
+    stats = calibrate(net, ["0", "2", "4"], images, recipe())
+    hidden = torch.relu(net[0](torch.cat(images))).detach()
+    torch.testing.assert_close(stats["2"].mean, hidden.mean(0))
+    torch.testing.assert_close(stats["2"].magnitude, (hidden - hidden.mean(0)).abs().mean())
+    assert stats["2"].one_sided and not stats["0"].one_sided and not stats["2"].constant
+
+
+def test_without_thresholds_an_input_that_is_never_negative_is_found_constant():
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5))
+    bare = recipe(activation=Activation(threshold="none", scale="none"))
+    stats = calibrate(net, ["0", "2"], [draw(64, 6)], bare)
+    assert stats["2"].constant and not stats["0"].constant
+
+
+def test_bits_are_dropped_only_where_sums_overflow():
+    net = nn.Sequential(nn.Linear(1000, 4), nn.Linear(4, 4))
+    nn.init.constant_(net[0].weight, 1.0)  # sums of 1000 equal signs
+    images = [draw(64, 1).expand(64, 1000).contiguous()]
+    stats = calibrate(net, ["0", "1"], images, recipe("bwaa"))
+    assert stats["0"].shift == 3 and stats["1"].shift == 0
+    fixed = calibrate(net, ["0"], images, recipe("bwaa", accumulator=Accumulator(shift=1)))
+    assert fixed["0"].shift == 1
+
+
+# --- blocks ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("net", "blocks"),
+    [
+        (lambda: load(resolve("digits_resnet"), pretrained=True).net, 6),
+        (lambda: timm.create_model("resnet18"), 8),
+        (lambda: torchvision.models.resnet18(), 8),
+    ],
+)
+def test_rewritten_blocks_compute_the_same_and_keep_the_layers_names(net, blocks):
+    net = net().eval()
+    x = torch.rand(2, net.conv1.in_channels, 32, 32)
+    before, names = net(x), [n for n, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d)]
+    rewrite_blocks(net)
+    assert sum(isinstance(m, BiRealBlock) for m in net.modules()) == blocks
+    torch.testing.assert_close(net(x), before, rtol=1e-4, atol=1e-4)
+    assert sorted(names) == sorted(
+        n for n, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d)
+    )
+
+
+def test_blocks_with_more_in_them_are_left_alone():
+    net = rewrite_blocks(timm.create_model("seresnet18"))
+    assert not any(isinstance(m, BiRealBlock) for m in net.modules())
+
+
+def test_the_blocks_of_a_network_are_its_outermost_repeated_parts():
+    assert block_names(load(resolve("digits_vit"), pretrained=False).net) == [f"blocks.{i}" for i in range(4)]
+    resnet = block_names(timm.create_model("resnet18"))
+    assert resnet == [f"layer{i}.{j}" for i in range(1, 5) for j in range(2)]
+
+
+# --- the whole network, in training and from the file ------------------------------------------------------
+
+
+def trained_network(model: str, rule: Recipe):
+    """A network with binary inputs whose thresholds have moved away from where they began."""
+    torch.manual_seed(0)
+    found = load(resolve(model), pretrained=True)
+    net = rewrite_blocks(found.net)
+    example = torch.zeros(2, 1, 8, 8)
+    table = select(net, rule.layers, called_layers(net, example), ["head" if "vit" in model else "linear"])
+    quantizer = WeightQuantizer(rule)
+    names = [row.name for row in table if row.binary]
+    stats = calibrate(net, names, [torch.rand(32, 1, 8, 8)], rule)
+    binarize(net, table, quantizer)
+    binarize_inputs(net, stats, quantizer, rule)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    return net.eval(), quantizer
+
+
+@pytest.mark.parametrize("task", ["bwa", "bwaa"])
+@pytest.mark.parametrize("model", ["digits_vit", "digits_resnet"])
+def test_the_hard_network_computes_what_training_did_and_integers_give_the_same_sums(model, task):
+    net, quantizer = trained_network(model, recipe(task))
+    x = torch.rand(4, 1, 8, 8)
+    quantizer.hard = True
+    trained = net(x).detach()
+    fixed = harden(copy.deepcopy(net), torch.float32)
+    torch.testing.assert_close(fixed(x), trained, rtol=1e-4, atol=1e-4)
+    expected = fixed(x)
+    for _, layer in binary_layers(fixed):
+        assert isinstance(layer.input, SignInput)
+        layer.sums = IntegerSums(layer.sums.rule)
+    assert torch.equal(fixed(x), expected)
+
+
+def test_products_are_counted_for_one_image():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, groups=1), nn.Flatten(), nn.Linear(4 * 25, 7))
+    assert count_products(net, torch.zeros(2, 3, 5, 5)) == {"0": 25 * 4 * 27, "2": 700}
+
+
+def test_padding_is_a_third_value_or_a_chosen_sign():
+    outputs = {}
+    for value in (-1, 0, 1):
+        quantizer = WeightQuantizer(recipe())
+        quantizer.hard = True
+        conv = nn.Conv2d(1, 1, 3, padding=1, bias=False)
+        nn.init.ones_(conv.weight)
+        layer = BinaryConv2d(conv, LatentWeight(conv.weight, quantizer))
+        layer.input = LatentInput(quantizer.activation, 1, None, torch.tensor(1.0))
+        layer.sums, layer.pad_value = FloatSums(), value
+        outputs[value] = float(layer(torch.ones(1, 1, 4, 4))[0, 0, 0, 0].detach())
+    assert outputs == {-1: 4 - 5, 0: 4, 1: 9}
+
+
+def test_stats_say_what_the_table_prints():
+    zero = torch.zeros(1)
+    assert InputStats(zero, zero[0], lighter=0.1, plus=0.5).one_sided
+    assert not InputStats(zero, zero[0], lighter=0.5, plus=0.5).one_sided
+
+
+@pytest.mark.parametrize("rule", [{"method": "nope"}, {"method": "float"}, {"schedules": {"rho": 1.0}}])
+def test_wrong_activation_sections_are_refused(rule):
+    with pytest.raises(ValueError):
+        recipe(activation=rule)
+
+
+def test_activations_first_keeps_float_weights_and_settles():
+    quantizer = WeightQuantizer(recipe(train=Train(activation_epochs=1)))
+    latent = LatentWeight(draw(4, 9), quantizer)
+    quantizer.idle = True
+    quantizer.hard = True
+    units, alpha = latent.units()
+    torch.testing.assert_close(units * alpha[:, None], latent.latent)
+    quantizer.activation.settled = True
+    quantizer.move_to(0.0)
+    assert float(quantizer.activation.values["mu"]) == 150 and float(quantizer.values["mu"]) == 5
+
+
+# --- the command line --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["digits_vit", "digits_resnet"])
+@pytest.mark.parametrize("task", ["bwa", "bwaa"])
+def test_from_the_command_to_the_scored_file(model, task, bnnpp, tiny, tmp_path):
+    words = ("--data-dir", tiny, "--epochs", 1, "-b", 6, "--set", "train.float_epochs=1")
+    stages = ("--set", "train.activation_epochs=1", "--set", "distill.blocks=0.1")
+    run = bnnpp("binarize", model, "--task", task, *words, *stages, "--output", tmp_path / "run")
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["task"] == task and report["agreement"]["equal"]
+    assert report["accuracy"]["packed"] | {"images_per_second": 0} == report["accuracy"]["hard"] | {
+        "images_per_second": 0
+    }
+    assert [row["stage"] for row in report["epochs"]] == ["float"] * 2 + ["activations"] * 2 + ["binary"] * 2
+    scored = json.loads(bnnpp("eval", run.packed, "--json").out)
+    assert scored["top1"] == report["accuracy"]["packed"]["top1"]
+    account = json.loads(bnnpp("inspect", run.packed, "--json").out)
+    binary = [row for row in account["layers"] if row["bits"] == 1]
+    assert all(row["input"].startswith("1 bit") for row in binary)
+    assert any("one-sided" in row["input"] for row in binary)
+    assert account["products"]["signs"] == 0 < account["products"]["float"] < account["products"]["binary"]
+    for row in binary:
+        rule = row["accumulator"]
+        assert (rule is None) if task == "bwa" else 0 <= rule["overflowed"] <= 1
+    said = bnnpp("inspect", run.packed).out
+    assert "sign by sign" in said and ("int8" in said) == (task == "bwaa")
+
+
+def test_the_bare_form_warns_of_layers_that_see_a_constant(bnnpp, tiny, tmp_path):
+    bare = ("--set", "activation.threshold=none", "--set", "activation.scale=none")
+    words = ("--task", "bwa", "--data-dir", tiny, "--epochs", 0, "-b", 6, "--set", "train.float_epochs=1")
+    outcome = bnnpp(
+        "binarize", "digits_resnet", *words, *bare, "--set", "activation.blocks=keep", "-o", tmp_path / "run"
+    )
+    assert "layer1.0.conv2: all inputs of" in outcome.err and "see" in outcome.err
