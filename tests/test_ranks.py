@@ -459,7 +459,7 @@ def command(*words: object) -> list[subprocess.CompletedProcess]:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("digits_vit", "--method", "bnn++", "--set", "train.epoch=3"), "train.epochs"),
+        (("digits_vit", "--method", "bnn++", "--set", "train.epoch=3"), "unknown key 'train.epoch'"),
         (("digits_vit", "--data-dir", "nowhere"), "nowhere"),
         (("digits_vit", "--dataset", "digits", "-b", 7), "shared out over 2 ranks"),
     ],
