@@ -114,6 +114,15 @@ def test_kept_logits_are_the_teachers_and_spare_it_the_work(tmp_path):
     assert asked == 1 and all(torch.equal(a, b) for a, b in zip(first[4:], resumed, strict=True))
 
 
+def test_damaged_logits_are_named_and_computed_again(tmp_path, capsys):
+    first, _ = lessons(tmp_path, {"seed": 0}, range(3))
+    (kept,) = tmp_path.rglob("epoch-0.pt")
+    kept.write_bytes(kept.read_bytes()[:-20])
+    again, asked = lessons(tmp_path, {"seed": 0}, range(3))
+    assert asked == 3 and all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert "epoch-0.pt" in capsys.readouterr().err and lessons(tmp_path, {"seed": 0}, range(3))[1] == 0
+
+
 def test_logits_of_other_facts_or_of_half_an_epoch_are_not_taken(tmp_path):
     lessons(tmp_path, {"seed": 0}, [1, 2])  # resumed in mid-epoch: nothing is kept
     assert lessons(tmp_path, {"seed": 0}, range(3))[1] == 3

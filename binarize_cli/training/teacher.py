@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from binarize_cli.console import warn
+from binarize_cli.errors import InputError
 from binarize_cli.training import state
 
 LIMIT = 64 * 2**20  # logits of an epoch; ImageNet's would fill a disk
@@ -35,8 +37,7 @@ class KeptLogits:
         """The logits of a step, counted over all epochs, if that epoch has been kept."""
         epoch, batch = divmod(step, self.batches)
         if epoch != self.read[0]:
-            path = self._path(epoch)
-            self.read = (epoch, state.load(path, device)["logits"] if path.exists() else [])
+            self.read = (epoch, self._load(epoch, device))
         return self.read[1][batch] if self.read[1] else None
 
     def add(self, step: int, logits: Tensor) -> None:
@@ -50,6 +51,15 @@ class KeptLogits:
         whole = len(self.seen[1]) == self.batches
         if whole and sum(each.nbytes for each in self.seen[1]) <= LIMIT:
             state.save(self._path(epoch), {"logits": self.seen[1]})
+
+    def _load(self, epoch: int, device: torch.device) -> list[Tensor]:
+        """The logits of an epoch; none where they are not kept, or damaged: then they are computed again."""
+        path = self._path(epoch)
+        try:
+            return state.load(path, device)["logits"] if path.exists() else []
+        except InputError as error:
+            warn(f"{error.what} ({path}): the teacher's logits are computed again")
+            return []
 
     def _path(self, epoch: int) -> Path:
         return self.folder / f"epoch-{epoch}.pt"
