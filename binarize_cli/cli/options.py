@@ -32,7 +32,7 @@ ImgSize = Annotated[int | None, model("--img-size", help="Input size, for models
 
 Method = Annotated[str | None, train("--method", help="See 'bnnpp methods'. Default: bnn++.")]
 Task = Annotated[
-    str | None, train("--task", help="bw: binary weights; bwa: and activations; bwaa: and int8 accumulators.")
+    str | None, train("--task", help="bw, bwa (binary activations too), bwaa (int8 sums).")
 ]
 RecipeName = Annotated[str, train("--recipe", help="A recipe's name or file: see 'bnnpp recipes ls'.")]
 Set = Annotated[
