@@ -413,7 +413,7 @@ def make_hard(this: Run) -> None:
     """Signs for latents, BatchNorm re-estimated where that helps, the rest rounded to what the file holds."""
     if this.quantizer:
         this.quantizer.hard = True
-    if this.held_out and this.quantizer:
+    if this.held_out is not None and this.quantizer:  # of few images a rank may have no batch
         batches = this.train.epoch(0)
         this.batchnorm = reestimate_if_better(this.net, batches, this.device, this.score_held_out)
         say(str(this.batchnorm))
