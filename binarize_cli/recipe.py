@@ -79,8 +79,6 @@ class Activation(Section):
     """What surrounds the signs of an image: 0, a third value, or +1 or -1."""
     blocks: Literal["bi-real", "keep"] = "bi-real"
     """Residual blocks: a shortcut around every binary convolution and RPReLU for ReLU, or as they are."""
-    attention: bool = False
-    """Whether the inputs of the attention products q k^T and attn v are binary too."""
 
 
 class Accumulator(Section):

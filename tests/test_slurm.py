@@ -154,6 +154,7 @@ def jobs(cluster, tmp_path) -> Jobs:
 
 SCRIPT = ROOT / "recipes" / "slurm" / "binarize.sbatch"
 LONG = ("--dataset", "digits", "--epochs", 12, "-b", 32)  # half a minute
+LONGER = ("--dataset", "digits", "--epochs", 60, "-b", 32)  # more than a minute, when nothing else runs
 
 
 def epochs(run: Path) -> list[int]:
@@ -189,12 +190,12 @@ def test_an_sbatch_run_of_two_tasks(jobs):
 @pytest.mark.slurm
 def test_a_warning_before_the_time_limit_requeues_and_the_run_completes(jobs):
     """SLURM may send it up to a minute early, here at once; the second time the limit is raised."""
-    job = jobs.submit("--time=2", "--signal=USR1@60", SCRIPT, "digits_resnet", "bnn++", *LONG)
+    job = jobs.submit("--time=2", "--signal=USR1@60", SCRIPT, "digits_resnet", "bnn++", *LONGER)
     jobs.wait_for(lambda: "stopped after step" in jobs.log(f"bnnpp-{job}.out"), "the signal")
     jobs.wait_for(lambda: jobs.show(job)["JobState"] == "PENDING", "the requeue")
     jobs.call("scontrol", "update", f"JobId={job}", "TimeLimit=20")
     jobs.wait_until_done(job)
-    check_continued(jobs, job, f"runs/bnnpp-{job}", "SIGUSR1")
+    check_continued(jobs, job, f"runs/bnnpp-{job}", "SIGUSR1", count=60)
 
 
 @pytest.mark.slow
