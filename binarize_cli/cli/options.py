@@ -31,9 +31,7 @@ NumClasses = Annotated[
 ImgSize = Annotated[int | None, model("--img-size", help="Input size, for models that take one.", min=1)]
 
 Method = Annotated[str | None, train("--method", help="See 'bnnpp methods'. Default: bnn++.")]
-Task = Annotated[
-    str | None, train("--task", help="bw, bwa (binary activations too), bwaa (int8 sums).")
-]
+Task = Annotated[str | None, train("--task", help="bw, bwa (binary activations too), bwaa (int8 sums).")]
 RecipeName = Annotated[str, train("--recipe", help="A recipe's name or file: see 'bnnpp recipes ls'.")]
 Set = Annotated[
     list[str] | None,

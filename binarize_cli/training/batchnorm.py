@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 import torch
 from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from binarize_cli import ranks
@@ -54,8 +53,8 @@ class SyncBatchNorm(_BatchNorm):
     def _over_ranks(self, x: Tensor) -> Tensor:
         over, shape = [i for i in range(x.dim()) if i != 1], [1, -1] + [1] * (x.dim() - 2)
         world = ranks.world()
-        mean = all_reduce(x.mean(over)) / world  # [C], as var
-        var = all_reduce((x - mean.view(shape)).square().mean(over)) / world
+        mean = _SumOverRanks.apply(x.mean(over)) / world  # [C], as var
+        var = _SumOverRanks.apply((x - mean.view(shape)).square().mean(over)) / world
         if self.track_running_stats:
             self._track(mean.detach(), var.detach(), world * x.numel() // len(mean))
         out = (x - mean.view(shape)) * (var.view(shape) + self.eps).rsqrt()
@@ -68,6 +67,18 @@ class SyncBatchNorm(_BatchNorm):
         share = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean, share)
         self.running_var.lerp_(var * (count / (count - 1)), share)
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """The sum over ranks; each rank's gradient is the sum of all ranks' gradients."""
+
+    @staticmethod
+    def forward(ctx, tensor: Tensor) -> Tensor:
+        return ranks.reduce_sum(tensor.clone())
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return ranks.reduce_sum(grad.clone())
 
 
 @torch.no_grad()
