@@ -23,7 +23,7 @@ from binarize_cli.data.loaders import Batches, train_transform
 from binarize_cli.data.sources import Source
 from binarize_cli.models.classes import adapt_head
 from binarize_cli.models.load import FloatModel
-from binarize_cli.pipeline import choose_layers, choose_workers
+from binarize_cli.plan import choose_layers, choose_workers
 from binarize_cli.recipe import Distill, Recipe
 from binarize_cli.training.loop import Batch, Trainer
 from binarize_cli.training.objective import Objective

@@ -193,10 +193,7 @@ class Recipe(Section):
             method = with_parts(METHODS[info.data["method"]], quantizer.map, quantizer.transform)
         except InputError as error:
             raise ValueError(f"{error.what}. {error.hint}") from None
-        unknown = [name for name in quantizer.schedules if name not in method.schedules]
-        if unknown:
-            own = ", ".join(method.schedules) or "none"
-            raise ValueError(f"{method.name} has no parameter '{unknown[0]}' (its parameters: {own})")
+        _check_schedules(method, quantizer.schedules)
         return quantizer
 
     @field_validator("activation")
@@ -209,14 +206,24 @@ class Recipe(Section):
             raise ValueError("pc++ takes its parts from `quantizer`; leave activation.method unset")
         if activation.method and not (METHODS[name].binary and METHODS[name].trains):
             raise ValueError(f"{name} has no pair (F, B) to train with; leave activation.method unset")
-        unknown = [key for key in activation.schedules if key not in METHODS[name].schedules]
-        if unknown and name != "pc++":
-            raise ValueError(f"{name} has no parameter '{unknown[0]}'")
+        parts = info.data.get("quantizer")
+        if parts is None:  # faulty, and told so
+            return activation
+        shared = (parts.map, parts.transform) if not activation.method else (None, None)
+        _check_schedules(with_parts(METHODS[name], *shared), activation.schedules)
         return activation
 
     def as_yaml(self) -> str:
         """The whole recipe, every default spelled out."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _check_schedules(method: Method, schedules: Mapping[str, Span]) -> None:
+    """Raises ValueError if one is of a parameter that the method has not."""
+    unknown = [name for name in schedules if name not in method.schedules]
+    if unknown:
+        own = ", ".join(method.schedules) or "none"
+        raise ValueError(f"{method.name} has no parameter '{unknown[0]}' (its parameters: {own})")
 
 
 @dataclass
@@ -396,10 +403,7 @@ def effective_schedules(recipe: Recipe) -> dict[str, Schedule]:
 
 def effective_normalize(recipe: Recipe) -> float | None:
     """n in multiples of mean |w*|, or None for n = 1."""
-    rule = recipe.quantizer.normalize
-    if rule is None:
-        return effective_method(recipe).normalize
-    return None if rule == "none" else rule
+    return _multiple(recipe.quantizer.normalize, effective_method(recipe))
 
 
 def activation_method(recipe: Recipe) -> Method:
@@ -416,7 +420,10 @@ def activation_schedules(recipe: Recipe) -> dict[str, Schedule]:
 
 def activation_normalize(recipe: Recipe) -> float | None:
     """n of the binary inputs in multiples of beta, or None for n = 1."""
-    rule = recipe.activation.normalize
+    return _multiple(recipe.activation.normalize, activation_method(recipe))
+
+
+def _multiple(rule: float | str | None, method: Method) -> float | None:
     if rule is None:
-        return activation_method(recipe).normalize
+        return method.normalize
     return None if rule == "none" else rule

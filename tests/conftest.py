@@ -121,7 +121,7 @@ def make_trainer() -> Callable[..., Any]:
     from binarize_cli.data.loaders import Batches, train_transform
     from binarize_cli.models.load import load
     from binarize_cli.models.names import resolve
-    from binarize_cli.pipeline import choose_layers
+    from binarize_cli.plan import choose_layers
     from binarize_cli.recipe import Distill, Recipe, Train
     from binarize_cli.training.batchnorm import synchronise
     from binarize_cli.training.loop import Trainer
@@ -203,11 +203,14 @@ def _fork_rank(number: int, world: int, port: int, function: Callable, folder: P
     pid = os.fork()
     if pid:
         return pid
+    import torch
+
     from binarize_cli import console, ranks
     from binarize_cli.cli import leave_with
     from binarize_cli.errors import BnnppError
 
     try:
+        torch.set_num_threads(1)  # the threads of the process that was forked are not here: they would hang
         os.environ.update(RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE=str(world))
         os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
         err = (folder / f"rank{number}.err").open("w")

@@ -337,6 +337,13 @@ def test_a_run_is_not_resumed_with_another_image_size(refused, empty, finished):
     assert "started with something else" in said and "input_size" in said
 
 
+def test_a_distance_of_blocks_that_the_model_has_not_is_refused(bnnpp, tiny, empty):
+    words = ("--no-pretrained", "--data-dir", tiny, "--set", "distill.blocks=0.1")
+    outcome = bnnpp("binarize", "torchvision/alexnet", *words)
+    assert outcome.code == 2 and "distill.blocks" in outcome.err and "no row of blocks" in outcome.err
+    assert not list(empty.iterdir())
+
+
 def test_a_set_smaller_than_what_is_held_out_is_refused(refused, tiny):
     words = ("--no-pretrained", "--data-dir", tiny, "--set", "train.hold_out=0.99")
     said = refused("binarize", "digits_resnet", *words)

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "binarize_cli"
 
 JOURNEY = ("models", "data", "binarize", "training", "packed", "evaluation", "report")
-ABOVE = ("pipeline", "bench", "cli", "__main__")  # each imports those before it too
+ABOVE = ("plan", "pipeline", "bench", "cli", "__main__")  # each imports those before it too
 GROUND = (
     "",
     "quantizers",

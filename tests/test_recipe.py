@@ -212,6 +212,22 @@ def test_a_schedule_of_a_parameter_the_method_lacks_is_a_fault(method, own):
 
 
 @pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("activation: {schedules: {rho: 1}}", "bnn++ has no parameter 'rho' (its parameters: mu)"),
+        ("activation: {method: bc, schedules: {mu: 1}}", "bc has no parameter 'mu' (its parameters: none)"),
+        (
+            "method: pc++\nquantizer: {map: parq, transform: identity}\nactivation: {schedules: {mu: 1}}",
+            "pc++ has no parameter 'mu' (its parameters: s)",
+        ),
+    ],
+    ids=["the method of the weights", "one of its own", "parts of the weights' quantizer"],
+)
+def test_a_schedule_of_a_parameter_the_inputs_method_lacks_is_a_fault(text, words):
+    assert fault(text).endswith(f"activation: {words}")
+
+
+@pytest.mark.parametrize(
     ("text", "line", "words"),
     [
         ("train:\n  lr: 1\n  epochs: 2\n  lr: 3\n", 4, "the key 'train.lr' is repeated"),

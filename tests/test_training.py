@@ -72,6 +72,35 @@ def test_without_a_teacher_or_a_weight_for_it_cross_entropy_is_whole(weight, tau
     assert float(objective(draw(6, 4), logits, targets, 0)) == pytest.approx(entropy, rel=1e-5)
 
 
+class Block(nn.Module):
+    """Two layers, as a residual block has."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return x + self.two(self.one(x))
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3])
+def test_the_distance_of_the_blocks_is_added_whatever_the_logits_weigh(weight):
+    nets = [nn.Sequential(Block(), Block()) for _ in ("teacher", "student")]
+    teacher, inputs, targets = Teacher(nets[0]), draw(6, 4), torch.arange(6) % 4
+    teacher.watch(nets[1])
+    with torch.no_grad():
+        logits = nets[1](inputs)
+        alone, both = (
+            float(Objective(Distill(weight=weight, blocks=blocks), teacher, 0.0)(inputs, logits, targets, 0))
+            for blocks in (0.0, 2.0)
+        )
+        apart, x, y = [], inputs, inputs
+        for wanted, given in zip(*nets, strict=True):
+            x, y = wanted(x), given(y)
+            apart.append(float(((y - x) ** 2).mean() / x.var()))
+    assert both - alone == pytest.approx(2 * np.mean(apart), rel=1e-4)
+
+
 def test_the_objective_takes_the_soft_targets_of_mixup():
     logits = draw(6, 10)
     soft = torch.softmax(draw(6, 10, seed=2), dim=1)
@@ -127,6 +156,15 @@ def test_logits_of_other_facts_or_of_half_an_epoch_are_not_taken(tmp_path):
     lessons(tmp_path, {"seed": 0}, [1, 2])  # resumed in mid-epoch: nothing is kept
     assert lessons(tmp_path, {"seed": 0}, range(3))[1] == 3
     assert lessons(tmp_path, {"seed": 1}, range(3))[1] == 3
+
+
+def test_logits_of_more_bytes_than_the_limit_are_not_collected(tmp_path, monkeypatch):
+    monkeypatch.setattr("binarize_cli.training.teacher.LIMIT", 3 * 6 * 10 * 4 - 1)  # one byte short
+    kept = KeptLogits(tmp_path, {}, batches=3)
+    for step in range(3):
+        kept.add(step, draw(6, 10))
+        assert kept.seen == (-1, [])
+    assert not list(tmp_path.rglob("*"))
 
 
 @pytest.mark.parametrize("mixup", [0.0, 0.5])

@@ -9,6 +9,8 @@ from binarize_cli.binarize.quantizer import ActivationQuantizer
 from binarize_cli.quantizers.autograd import ForwardBackward
 from binarize_cli.quantizers.functions import sign
 
+SMALLEST_SCALE = 1e-6
+
 
 class LatentInput(nn.Module):
     """x -> (F((x - t) / n), beta), F in units of sign; t one a channel, beta one a layer.
@@ -30,23 +32,23 @@ class LatentInput(nn.Module):
         """What a linear layer adds again after its sums, as a bias. After a convolution BatchNorm does it."""
         return self.threshold if self.axis == -1 else None
 
+    @property
+    def beta(self) -> Tensor:
+        """[]: the scale, kept above zero; 1 where none is learned."""
+        return torch.ones(()) if self.scale is None else self.scale.clamp_min(SMALLEST_SCALE)
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """[N, C, H, W] or [..., C] -> the same shape, +-1 where F is sign, and beta []."""
-        q = self.quantizer
-        if self.threshold is not None:
-            x = x - along(self.threshold, self.axis)
-        if self.scale is None:
-            beta = n = torch.ones((), device=x.device)
-            if q.normalize is not None:
-                n = q.normaliser(beta)
-            return ForwardBackward.apply(x, n, torch.ones_like(n), q.F, q.B), beta
-        beta = self.scale.clamp_min(1e-6)
+        q, beta = self.quantizer, self.beta.to(x.device)
         n = q.normaliser(beta)
-        return ForwardBackward.apply(x, n, 1 / q.spread(beta, n), q.F, q.B), beta
+        per_sign = torch.ones_like(n) if self.scale is None else 1 / q.spread(beta, n)
+        return ForwardBackward.apply(above(x, self.threshold, self.axis), n, per_sign, q.F, q.B), beta
 
 
 class SignInput(nn.Module):
     """x -> (sign(x - t), beta) with fixed t [channels] or none, and beta []."""
+
+    restored = None  # a layer's bias holds it
 
     def __init__(self, axis: int, threshold: Tensor | None, scale: Tensor):
         super().__init__()
@@ -56,11 +58,11 @@ class SignInput(nn.Module):
         self.register_buffer("scale", scale, persistent=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if self.threshold is not None:
-            x = x - along(self.threshold, self.axis)
-        return sign(x), self.scale
+        return sign(above(x, self.threshold, self.axis)), self.scale
 
 
-def along(vector: Tensor, axis: int) -> Tensor:
-    """[channels], shaped to broadcast over tokens (axis -1) or images (axis 1)."""
-    return vector.view(-1, 1, 1) if axis == 1 else vector
+def above(x: Tensor, threshold: Tensor | None, axis: int) -> Tensor:
+    """x - t, with t [channels] along axis 1 of images or -1 of tokens; x where there is no t."""
+    if threshold is None:
+        return x
+    return x - (threshold.view(-1, 1, 1) if axis == 1 else threshold)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from binarize_cli.binarize.accumulator import Rule
-from binarize_cli.binarize.activations import SignInput, along
+from binarize_cli.binarize.activations import SignInput, above
 from binarize_cli.binarize.layers import BINARY_FORM, PAD_VALUES
 from binarize_cli.binarize.sums import FloatSums
+from binarize_cli.binarize.watch import watch
 from binarize_cli.binarize.weights import SignWeight
 from binarize_cli.quantizers.functions import sign
 from binarize_cli.recipe import Recipe
@@ -44,7 +45,6 @@ class InputStats:
         return self.plus in (0.0, 1.0)
 
 
-@torch.no_grad()
 def calibrate(
     net: nn.Module, names: Sequence[str], images: Sequence[Tensor], recipe: Recipe
 ) -> dict[str, InputStats]:
@@ -52,41 +52,24 @@ def calibrate(
     learned = recipe.activation.threshold == "learned"
     axes = {name: BINARY_FORM[type(net.get_submodule(name))].axis for name in names}
     sums: dict[str, list[Tensor]] = {name: [] for name in names}
-    _watch(net, names, images, lambda name, x: sums[name].append(_moments(x, axes[name])))
+    watch(net, names, images, lambda name, x, _: sums[name].append(_moments(x, axes[name])))
     mean = {name: torch.stack(each).mean(0) for name, each in sums.items()}  # [3, channels]
     sizes: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in names}
 
-    def size(name: str, x: Tensor) -> None:
-        off = x - along(mean[name][0], axes[name]) if learned else x
+    def size(name: str, x: Tensor, _: Tensor) -> None:
+        off = above(x, mean[name][0] if learned else None, axes[name])
         sizes[name].append((off.abs().mean(), (off >= 0).float().mean()))
 
-    _watch(net, names, images, size)
+    watch(net, names, images, size)
     stats = {}
     for name in names:
         magnitude, plus = (torch.stack(each).mean() for each in zip(*sizes[name], strict=True))
-        above, below = mean[name][1].mean(), mean[name][2].mean()
-        lighter = float(torch.minimum(above, below) / (above + below).clamp_min(1e-12))
+        over, under = mean[name][1].mean(), mean[name][2].mean()
+        lighter = float(torch.minimum(over, under) / (over + under).clamp_min(1e-12))
         stats[name] = InputStats(mean[name][0], magnitude, lighter, float(plus))
     if recipe.task == "bwaa":
         _choose_shifts(net, stats, images[0], recipe)
     return stats
-
-
-def _watch(
-    net: nn.Module, names: Iterable[str], images: Sequence[Tensor], look: Callable[[str, Tensor], None]
-) -> None:
-    """Call `look(layer name, its input)` in a forward pass of each batch."""
-    hooks = [
-        net.get_submodule(name).register_forward_pre_hook(lambda _, args, name=name: look(name, args[0]))
-        for name in names
-    ]
-    training = net.training
-    net.eval()
-    for batch in images:
-        net(batch)
-    net.train(training)
-    for hook in hooks:
-        hook.remove()
 
 
 def _moments(x: Tensor, axis: int) -> Tensor:
@@ -100,7 +83,7 @@ def _choose_shifts(net: nn.Module, stats: Mapping[str, InputStats], images: Tens
     """The fewest bits to drop so that sums rarely overflow, by the signs of float weights and inputs."""
     rule = recipe.accumulator
 
-    def choose(name: str, x: Tensor) -> None:
+    def choose(name: str, x: Tensor, _: Tensor) -> None:
         layer, found = net.get_submodule(name), stats[name]
         if rule.shift != "auto":
             found.shift = rule.shift
@@ -117,4 +100,4 @@ def _choose_shifts(net: nn.Module, stats: Mapping[str, InputStats], images: Tens
             if binary.sums.overflowed <= RARE:
                 return
 
-    _watch(net, stats, [images], choose)
+    watch(net, stats, [images], choose)

@@ -68,9 +68,8 @@ def harden(net: nn.Module, dtype: torch.dtype) -> nn.Module:
     Afterwards the network computes exactly what the packed file will: rounding happens here, once, and
     not on the way to the disk.
     """
-    for name, weight in list(binary_weights(net)):
-        layer = net.get_submodule(name)
-        layer.weight = SignWeight(weight.signs(), rounded(weight.hard_scale(), dtype))
+    for _, layer in binary_layers(net):
+        layer.weight = SignWeight(layer.weight.signs(), rounded(layer.weight.hard_scale(), dtype))
         if layer.input is not None:
             _harden_input(layer, dtype)
     signs = {id(w.signs) for _, w in binary_weights(net)}
@@ -83,9 +82,8 @@ def harden(net: nn.Module, dtype: torch.dtype) -> nn.Module:
 def _harden_input(layer: BinaryLinear | BinaryConv2d, dtype: torch.dtype) -> None:
     """Fix a layer's threshold and scale; what a linear layer adds for its thresholds goes into its bias."""
     learned = layer.input
-    device = layer.weight.scale.device
     threshold = None if learned.threshold is None else rounded(learned.threshold.detach(), dtype)
-    scale = torch.ones((), device=device) if learned.scale is None else learned.scale.detach().clamp_min(1e-6)
+    scale = learned.beta.detach().to(layer.weight.scale.device)
     if learned.restored is not None:
         signs, alpha = layer.weight.units()
         learned.threshold.copy_(threshold)

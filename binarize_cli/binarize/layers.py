@@ -42,10 +42,9 @@ class BinaryLinear(nn.Module):
 
     def shifted_bias(self, weights: Tensor, alpha: Tensor) -> Tensor | None:
         """The bias with what the thresholds took off the inputs: x is beta sign(x - t) + t, in units of w."""
-        threshold = getattr(self.input, "restored", None)
-        if threshold is None:
+        if self.input.restored is None:
             return self.bias
-        shift = alpha * (weights @ threshold)
+        shift = alpha * (weights @ self.input.restored)
         return shift if self.bias is None else self.bias + shift
 
 
@@ -84,18 +83,14 @@ class BinaryConv2d(nn.Module):
     def margins(self, x: Tensor) -> tuple[int, int, int, int]:
         """Pixels around the image: left, right, top, bottom."""
         if self.pads_same:
-            whole = [
-                int(get_same_padding(x.shape[i + 2], self.kernel_size[i], self.stride[i], self.dilation[i]))
-                for i in (0, 1)
-            ]
-            return (whole[1] // 2, whole[1] - whole[1] // 2, whole[0] // 2, whole[0] - whole[0] // 2)
-        if self.padding == "valid":
-            return (0, 0, 0, 0)
-        if self.padding == "same":
-            whole = [self.dilation[i] * (self.kernel_size[i] - 1) for i in (0, 1)]
-            return (whole[1] // 2, whole[1] - whole[1] // 2, whole[0] // 2, whole[0] - whole[0] // 2)
-        top, left = self.padding
-        return (left, left, top, top)
+            rules = zip(x.shape[2:], self.kernel_size, self.stride, self.dilation, strict=True)
+            high, wide = (int(get_same_padding(*rule)) for rule in rules)
+        elif self.padding == "same":
+            high, wide = (d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True))
+        else:
+            top, left = (0, 0) if self.padding == "valid" else self.padding
+            high, wide = 2 * top, 2 * left
+        return (wide // 2, wide - wide // 2, high // 2, high - high // 2)
 
 
 # The layers whose whole operation is known here. Other subclasses of nn.Linear and nn.Conv2d change it

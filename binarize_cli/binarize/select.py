@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from binarize_cli.binarize.layers import BINARY_FORM, is_candidate, kind
+from binarize_cli.binarize.watch import watch
 from binarize_cli.errors import InputError, closest
 from binarize_cli.recipe import Layers
 
@@ -37,42 +38,23 @@ class Layer:
         return asdict(self)
 
 
-@torch.no_grad()
-def called_layers(net: nn.Module, example: torch.Tensor) -> list[str]:
-    """The names of the linear and convolution layers a forward pass calls, in order of their first call."""
-    order: dict[str, None] = {}
-    hooks = [
-        module.register_forward_pre_hook(lambda m, args, name=name: order.setdefault(name))
-        for name, module in net.named_modules()
-        if is_candidate(module)
-    ]
-    training = net.training
-    net.eval()(example)
-    net.train(training)
-    for hook in hooks:
-        hook.remove()
-    return list(order)
-
-
-@torch.no_grad()
 def count_products(net: nn.Module, example: torch.Tensor) -> dict[str, int]:
-    """Layer name -> the multiplications of a linear or convolution layer for one image."""
+    """The multiplications for one image of each linear and convolution layer that a forward pass calls.
+
+    In the order of the first calls.
+    """
     counts: dict[str, int] = {}
 
-    def count(name: str, module: nn.Module, output: torch.Tensor) -> None:
-        counts[name] = counts.get(name, 0) + output[0].numel() * module.weight[0].numel()
+    def count(name: str, _: torch.Tensor, output: torch.Tensor) -> None:
+        counts[name] = counts.get(name, 0) + output[0].numel() * net.get_submodule(name).weight[0].numel()
 
-    hooks = [
-        module.register_forward_hook(lambda m, _, output, name=name: count(name, m, output))
-        for name, module in net.named_modules()
-        if is_candidate(module)
-    ]
-    training = net.training
-    net.eval()(example)
-    net.train(training)
-    for hook in hooks:
-        hook.remove()
+    watch(net, [name for name, m in net.named_modules() if is_candidate(m)], [example], count)
     return counts
+
+
+def called_layers(net: nn.Module, example: torch.Tensor) -> list[str]:
+    """The names of the linear and convolution layers a forward pass calls, in order of their first call."""
+    return list(count_products(net, example))
 
 
 def select(net: nn.Module, rules: Layers, called: Sequence[str], heads: Sequence[str]) -> list[Layer]:

@@ -78,9 +78,9 @@ def binarize(
         if weights is None and not no_pretrained:
             hub.check_reachable(name)  # before seconds go by in importing torch
 
-        from binarize_cli import pipeline
+        from binarize_cli import pipeline, plan
 
-        job = pipeline.Job(
+        job = plan.Job(
             command=shlex.join(["bnnpp", *sys.argv[1:]]),
             model=name,
             recipe=chosen,

@@ -21,7 +21,7 @@ from binarize_cli.packed.integer import IntegerSums
 
 
 class PackedWeight(nn.Module):
-    """Holds the bits; unpacks them to +-alpha in float32 when first called, and keeps that for later."""
+    """Holds the bits; unpacks them to float32 when first asked, and keeps that for later."""
 
     def __init__(self, bits: Tensor, scale: Tensor, shape: tuple[int, ...]):
         super().__init__()
@@ -29,20 +29,27 @@ class PackedWeight(nn.Module):
         self.register_buffer("bits", bits, persistent=False)  # uint8 [out, ceil(K / 8)]
         self.register_buffer("scale", scale, persistent=False)  # [out]
         self.shape = shape
-        self._dense: Tensor | None = None
+        self._kept: Tensor | None = None  # a layer asks for its signs always, or for its weights always
 
     def units(self) -> tuple[Tensor, Tensor]:
         """The signs in float32, shaped as the weights, and the scale [out]."""
-        return torch.from_numpy(unpack(self.bits.cpu().numpy(), self.shape)).to(self.scale), self.scale
+        if self._is_stale():
+            self._kept = self._signs()
+        return self._kept, self.scale
 
     def forward(self) -> Tensor:  # [out, ...]
-        if self._dense is None or self._dense.device != self.scale.device:
-            signs = torch.from_numpy(unpack(self.bits.cpu().numpy(), self.shape)).to(self.scale.device)
-            dense = signs * self.scale.view(-1, *[1] * (len(self.shape) - 1))
+        if self._is_stale():
+            dense = self._signs() * self.scale.view(-1, *[1] * (len(self.shape) - 1))
             # The layout of all other convolutions: with another one the last bit of a sum may differ.
             # (`contiguous` leaves the strides of a single input channel as they are; `to` does not.)
-            self._dense = dense.to(memory_format=torch.channels_last) if dense.dim() == 4 else dense
-        return self._dense
+            self._kept = dense.to(memory_format=torch.channels_last) if dense.dim() == 4 else dense
+        return self._kept
+
+    def _is_stale(self) -> bool:
+        return self._kept is None or self._kept.device != self.scale.device
+
+    def _signs(self) -> Tensor:
+        return torch.from_numpy(unpack(self.bits.cpu().numpy(), self.shape)).to(self.scale)
 
 
 def rebuild(file: PackedFile) -> nn.Module:

@@ -161,8 +161,11 @@ class Trainer:
 
     def _stop_code(self) -> int:
         """The exit code that a signal to any rank asks for; 0 where none came."""
-        codes = torch.tensor([self.stop.code == code for code in EXIT_CODES], device=self.device)
-        return _first_code(ranks.reduce_sum(codes.float()).tolist())
+        return _first_code(ranks.reduce_sum(torch.stack(self._codes())).tolist())
+
+    def _codes(self) -> list[Tensor]:
+        """For each exit code, whether a signal to this rank asks for it."""
+        return [torch.tensor(float(self.stop.code == code), device=self.device) for code in EXIT_CODES]
 
     def _leave_if(self, code: int) -> None:
         """Raises Interrupted when a signal came; the state is saved by then."""
@@ -222,10 +225,9 @@ class Trainer:
 
     def _over_ranks(self, loss: Tensor, norm: Tensor) -> tuple[float, float, int]:
         """The mean loss, the norm and the exit code asked for: one exchange, one wait for the device."""
-        codes = [loss.new_tensor(float(self.stop.code == code)) for code in EXIT_CODES]
         if ranks.world() == 1:
             return *torch.stack([loss, norm]).tolist(), self.stop.code
-        facts = ranks.reduce_mean(torch.stack([loss, norm, *codes]))
+        facts = ranks.reduce_mean(torch.stack([loss, norm, *self._codes()]))
         value, size, *asked = facts.tolist()
         return value, size, _first_code(asked)
 

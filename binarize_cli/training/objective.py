@@ -32,7 +32,7 @@ class Objective:
         """Logits [N, classes], targets [N] or, after mixup, [N, classes] -> the loss, in float32."""
         logits = logits.float()
         loss = F.cross_entropy(logits, targets, label_smoothing=self.smoothing)
-        if self.teacher is None or self.rule.weight == 0:
+        if self.teacher is None:
             return loss
         weight, wanted = self.rule.weight, self.teacher(inputs, step)
         loss = (1 - weight) * loss + weight * distillation(logits, wanted, self.rule.temperature)

@@ -42,14 +42,15 @@ class KeptLogits:
 
     def add(self, step: int, logits: Tensor) -> None:
         """Note the logits of a step; the last of an epoch that was seen from its start writes the file."""
+        if logits.nbytes * self.batches > LIMIT:
+            return
         epoch, batch = divmod(step, self.batches)
         if batch == 0:
             self.seen = (epoch, [])
         if self.seen[0] != epoch or len(self.seen[1]) != batch:  # resumed in mid-epoch
             return
         self.seen[1].append(logits)
-        whole = len(self.seen[1]) == self.batches
-        if whole and sum(each.nbytes for each in self.seen[1]) <= LIMIT:
+        if len(self.seen[1]) == self.batches:
             state.save(self._path(epoch), {"logits": self.seen[1]})
 
     def _load(self, epoch: int, device: torch.device) -> list[Tensor]:
