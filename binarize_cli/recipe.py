@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
@@ -17,6 +17,8 @@ from binarize_cli.quantizers.methods import METHODS, find_method, with_parts
 from binarize_cli.quantizers.schedules import Schedule, Shape
 
 SUFFIXES = (".yaml", ".yml")
+Task = Literal["bw", "bwa", "bwaa"]
+TASKS = get_args(Task)
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -167,7 +169,7 @@ class Recipe(Section):
 
     description: str = ""
     method: str = "bnn++"
-    task: Literal["bw", "bwa", "bwaa"] = "bw"
+    task: Task = "bw"
     quantizer: Quantizer = Quantizer()
     activation: Activation = Activation()
     accumulator: Accumulator = Accumulator()
@@ -372,6 +374,11 @@ def names() -> list[str]:
     """The names of the recipes that come with the tool, such as `default` and `paper/bnn++`."""
     root = folder()
     return sorted(p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.yaml"))
+
+
+def default(task: str | None) -> str:
+    """The name of the recipe that a plain command with this task uses."""
+    return "binary-activations" if task in ("bwa", "bwaa") else "default"
 
 
 def read(name_or_file: str) -> Draft:

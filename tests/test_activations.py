@@ -190,6 +190,29 @@ def test_the_gradient_of_binary_inputs_is_the_pairs(method):
     torch.testing.assert_close(made.scale.grad, (upstream * values).sum().detach())
 
 
+@pytest.mark.parametrize("normalize", ["none", 1.0, 10.0])
+def test_hardened_inputs_pass_gradients_on_within_a_window_of_beta(normalize):
+    quantizer = WeightQuantizer(recipe(activation={"normalize": normalize}))
+    made = LatentInput(quantizer.activation, -1, draw(20, seed=3), torch.tensor(0.7))
+    quantizer.hard = True
+    x, upstream = draw(50, 20).requires_grad_(), draw(50, 20, seed=5)
+    values, beta = made(x)
+    assert set(values.unique().tolist()) == {-1, 1}
+    (values * beta * upstream).sum().backward()
+    unit = 1.0 if normalize == "none" else 0.7  # n = 1: the window is that of inputs of magnitude 1
+    within = (x - made.threshold).detach().abs() <= 1.5 * unit
+    assert 0.2 < within.float().mean() < 0.95
+    torch.testing.assert_close(x.grad, torch.where(within, upstream * 0.7 / unit, 0.0))
+
+
+def test_hardening_leaves_a_pair_of_signs_as_it_is():
+    for method in ("bnn", "poly"):
+        quantizer = WeightQuantizer(recipe(method=method))
+        x, soft = draw(50), quantizer.activation.B(draw(50))
+        quantizer.hard = True
+        assert torch.equal(quantizer.activation.B(x), soft)
+
+
 def test_activations_may_have_a_method_of_their_own_and_follow_the_weights_otherwise():
     own = WeightQuantizer(recipe(activation=Activation(method="bnn")))
     assert own.activation.method.name == "bnn" and own.method.name == "bnn++"

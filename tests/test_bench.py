@@ -1,4 +1,4 @@
-"""What training costs: `bnnpp bench train`, and that a compiled network is compiled once."""
+"""What training and scoring cost: `bnnpp bench`, and that a compiled network is compiled once."""
 
 from __future__ import annotations
 
@@ -8,30 +8,46 @@ import pytest
 import torch
 from torch import nn
 
-from binarize_cli.bench import PARTS
+from binarize_cli.bench.training import PARTS
 from binarize_cli.training.optimizer import make_optimizer
 from binarize_cli.training.precision import compiled
 
 
 def test_a_training_step_is_measured_beside_that_of_the_float_model(bnnpp, empty):
     words = ("bench", "train", "digits_vit", "--dataset", "digits", "-b", 8, "--steps", 2)
-    done = bnnpp(*words, "--set", "train.accumulate=2", "--json")
+    done = bnnpp(*words, "--tasks", "bw,bwa,bwaa", "--set", "train.accumulate=2", "--json")
     assert done.code == 0, done.err
     facts = json.loads(done.out)
-    assert facts["time_ratio"] == pytest.approx(facts["binary"]["step"] / facts["float"]["step"])
-    for kind in ("float", "binary"):
+    for kind in ("float", "bw", "bwa", "bwaa"):
+        if kind != "float":
+            expected = facts[kind]["step"] / facts["float"]["step"]
+            assert facts["ratios"][kind]["time"] == pytest.approx(expected)
         parts = facts[kind]["parts"]
         assert set(parts) == set(PARTS) and facts[kind]["step"] > 0
         assert all(parts[name] > 0 for name in ("data", "forward", "backward", "optimizer"))
         assert facts[kind]["memory"] is None or facts[kind]["memory"] > 1
-    assert facts["float"]["parts"]["quantizers"] == 0 < facts["binary"]["parts"]["quantizers"]
+    assert facts["float"]["parts"]["quantizers"] == 0 < facts["bw"]["parts"]["quantizers"]
     assert not list(empty.iterdir()), "it leaves nothing"
-    assert "quantizers" in bnnpp(*words).out
+    shown = bnnpp(*words).out
+    assert "quantizers" in shown and "bw" in shown and "bwa" not in shown
+
+
+def test_a_packed_file_is_measured_beside_its_float_model(bnnpp, tiny, tmp_path):
+    flags = ("--task", "bwa", "--data-dir", tiny, "--epochs", 0, "--no-pretrained", "-o", tmp_path / "run")
+    file = bnnpp("binarize", "digits_resnet", *flags).packed
+    words = ("bench", "score", file, "--rounds", 2, "-b", 4)
+    (row,) = json.loads(bnnpp(*words, "--json").out)["rows"]
+    assert (row["model"], row["task"]) == ("digits_resnet", "bwa")
+    assert row["ratio"] == pytest.approx(row["packed"] / row["float"]) and row["packed"] > 0
+    assert "digits_resnet" in bnnpp(*words).out
+    assert bnnpp("bench", "score", tmp_path / "none.safetensors").code == 2
 
 
 def test_bench_refuses_as_binarize_does(bnnpp, empty):
     left = bnnpp("bench", "train", "digits_vit", "--set", "train.accumulate=0")
     assert left.code == 2 and "train.accumulate" in left.err
+    left = bnnpp("bench", "train", "digits_vit", "--tasks", "bw,bwaaa")
+    assert left.code == 2 and "--tasks" in left.err and "'bwaa'" in left.err
     left = bnnpp("bench", "train", "digits_vitt")
     assert left.code == 2 and "digits_vit" in left.err
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from binarize_cli.quantizers.methods import METHODS
+from binarize_cli.recipe import read
 from binarize_cli.training.least_squares import make_problems, solve
 
 
@@ -41,12 +42,23 @@ def test_a_table_has_a_row_a_method_and_recipe_over_seeds_and_is_read_the_second
     assert second.code == 0 and "paper/bnn++" in second.out and second.err.count("finished before") == 6
 
 
+def test_tasks_make_a_row_each(bnnpp, empty, tiny):
+    flags = ("--data-dir", tiny, "--no-pretrained", "--epochs", 0, "--json", "--output", "all")
+    rows = json.loads(bnnpp("compare", "digits_resnet", "--methods", "bc", "--tasks", "bw,bwaa", *flags).out)
+    assert [row["row"] for row in rows["rows"]] == ["bc bw", "bc bwaa"]
+    for task, recipe in (("bw", "default"), ("bwaa", "binary-activations")):
+        report = json.loads((empty / "all" / f"bc-{task}-0" / "report.json").read_text())
+        assert report["task"] == task
+        assert report["recipe"]["train"]["lr"] == read(recipe).validate().train.lr
+
+
 def test_what_cannot_be_compared_is_refused_before_the_first_run(bnnpp, empty):
     for words, said in (
         ((), "nothing to compare"),
         (("--methods", "bc,bcc"), "no method is named 'bcc'"),
         (("--recipes", "papr/bc"), "no recipe is named 'papr/bc'"),
         (("--methods", "bc", "--seeds", "x"), "no list of seeds"),
+        (("--methods", "bc", "--tasks", "bw,bwb"), "no task is named 'bwb'"),
     ):
         outcome = bnnpp("compare", "digits_vit", *words)
         assert outcome.code == 2 and said in outcome.err and not outcome.out

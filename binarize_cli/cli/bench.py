@@ -1,18 +1,20 @@
-"""`bnnpp bench train`."""
+"""`bnnpp bench train` and `bnnpp bench score`."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from binarize_cli.cli import options as o
 from binarize_cli.console import page, result
 
-app = typer.Typer(help="Measure what training costs.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Measure what training and scoring cost.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.callback()
@@ -24,7 +26,8 @@ def _group() -> None:
 def train(
     model: o.Model,
     method: o.Method = None,
-    recipe: o.RecipeName = "default",
+    tasks: o.Tasks = "bw",
+    recipe: o.RecipeName = None,
     set_: o.Set = None,
     batch_size: o.BatchSize = None,
     opt: o.Opt = None,
@@ -39,11 +42,11 @@ def train(
     compile: o.Compile = False,
     as_json: o.Json = False,
 ) -> None:
-    """A training step of the model with binary layers, beside one of the float model: time and memory.
+    """A training step of the binary model, beside one of the float model: time and memory.
 
-    Both in one run, step by step in turn, without a teacher, from random weights; medians.
+    All in one run, step by step in turn, without a teacher, from random weights; medians.
 
-    bnnpp bench train digits_vit
+    bnnpp bench train digits_vit --tasks bw,bwa,bwaa
 
     bnnpp bench train deit_tiny --batch-size 256 --data-dir imagenette --compile
     """
@@ -56,19 +59,20 @@ def train(
         "train.amp": amp,
     }
     chosen = validated(recipe, flags, set_ or [])
+    kinds = o.known_tasks(tasks)
 
     from binarize_cli.models import names
 
     name = names.resolve(model)
 
-    from binarize_cli import bench
+    from binarize_cli.bench import training
     from binarize_cli.data.sources import open_source
     from binarize_cli.models.load import load
     from binarize_cli.training.precision import allow_tf32, find_device
 
     where = find_device(device)
     allow_tf32(chosen.train.amp, where)
-    setting = bench.Setting(
+    setting = training.Setting(
         model=load(name, pretrained=False, img_size=img_size),
         source=open_source(dataset, data_dir),
         recipe=chosen,
@@ -77,30 +81,73 @@ def train(
         cache_gb=cache_gb,
         compile=compile,
     )
-    costs = bench.compare(setting, steps)
+    costs = training.compare(setting, kinds, steps)
     if as_json:
         facts = {"model": name.name, "method": chosen.method, "device": str(where), "steps": steps}
-        result(json.dumps(facts | {kind: vars(cost) for kind, cost in costs.items()} | _ratios(costs)))
+        ratios = {kind: _ratios(costs["float"], costs[kind]) for kind in kinds}
+        result(json.dumps(facts | {kind: vars(cost) for kind, cost in costs.items()} | {"ratios": ratios}))
     else:
-        page().print(_table(costs))
+        page().print(_costs_table(costs))
 
 
-def _ratios(costs: dict) -> dict:
-    f, b = costs["float"], costs["binary"]
-    memory = b.memory / f.memory if f.memory and b.memory else None
-    return {"time_ratio": b.step / f.step, "memory_ratio": memory}
+@app.command()
+def score(
+    files: Annotated[list[Path], typer.Argument(help="Packed files, of any task.", metavar="FILE...")],
+    batch_size: o.BatchSize = 64,
+    rounds: Annotated[int, typer.Option("--rounds", help="Batches of each to measure.", min=1)] = 20,
+    device: o.Device = "auto",
+    as_json: o.Json = False,
+) -> None:
+    """Images a second of packed files, beside their float models, on random images; medians.
+
+    bnnpp bench score runs/*/model.safetensors
+    """
+    from binarize_cli.packed.format import read
+
+    opened = [read(file) for file in files]
+
+    from binarize_cli.bench.scoring import speeds
+    from binarize_cli.training.precision import find_device
+
+    rows = speeds(opened, batch_size, rounds, find_device(device))
+    if as_json:
+        result(json.dumps({"batch_size": batch_size, "rows": rows}))
+    else:
+        page().print(_speeds_table(rows))
 
 
-def _table(costs: dict) -> Table:
+def _ratios(float_cost, cost) -> dict[str, float | None]:
+    known = float_cost.memory and cost.memory
+    return {"time": cost.step / float_cost.step, "memory": cost.memory / float_cost.memory if known else None}
+
+
+def _costs_table(costs: dict) -> Table:
+    """A column a kind; under the float one's figures, how much more the others take."""
     table = Table(box=box.SIMPLE)
     table.add_column("ms a step")
-    for column in ("float", "binary", "ratio"):
+    for kind in costs:
+        table.add_column(kind, justify="right")
+    first = costs["float"]
+    ratios = {kind: _ratios(first, cost) for kind, cost in costs.items()}
+    table.add_row("whole step", *(f"{cost.step:.1f}" for cost in costs.values()))
+    table.add_row("  ratio", *(f"{ratio['time']:.3f}" for ratio in ratios.values()), end_section=True)
+    for part in first.parts:
+        name = "of these, weight quantizers" if part == "quantizers" else f"  {part}"
+        table.add_row(name, *(f"{cost.parts[part]:.1f}" for cost in costs.values()))
+    if all(cost.memory for cost in costs.values()):
+        table.add_section()
+        table.add_row("peak memory, MiB", *(f"{cost.memory:.0f}" for cost in costs.values()))
+        table.add_row("  ratio", *(f"{ratio['memory']:.3f}" for ratio in ratios.values()))
+    return table
+
+
+def _speeds_table(rows: list[dict]) -> Table:
+    table = Table(box=box.SIMPLE)
+    for column in ("file", "model", "task"):
+        table.add_column(column, overflow="fold")
+    for column in ("float, images/s", "packed, images/s", "ratio"):
         table.add_column(column, justify="right")
-    f, b = costs["float"], costs["binary"]
-    table.add_row("whole step", f"{f.step:.1f}", f"{b.step:.1f}", f"{b.step / f.step:.3f}")
-    for part in f.parts:
-        name = "of these, quantizers" if part == "quantizers" else f"  {part}"
-        table.add_row(name, f"{f.parts[part]:.1f}", f"{b.parts[part]:.1f}", "")
-    if f.memory and b.memory:
-        table.add_row("peak memory, MiB", f"{f.memory:.0f}", f"{b.memory:.0f}", f"{b.memory / f.memory:.3f}")
+    for row in rows:
+        speed = (f"{row['float']:.0f}", f"{row['packed']:.0f}", f"{row['ratio']:.3f}")
+        table.add_row(escape(row["file"]), row["model"], row["task"], *speed)
     return table

@@ -17,7 +17,7 @@ def binarize(
     model: o.Model,
     method: o.Method = None,
     task: o.Task = None,
-    recipe: o.RecipeName = "default",
+    recipe: o.RecipeName = None,
     set_: o.Set = None,
     epochs: o.Epochs = None,
     batch_size: o.BatchSize = None,
@@ -118,11 +118,12 @@ def _leave(stop, left: Interrupted) -> None:
     ranks.barrier()
 
 
-def validated(name: str, flags: dict[str, Any], pairs: list[str]):
-    """The recipe of that name, then the flags, then `--set`, validated together."""
+def validated(name: str | None, flags: dict[str, Any], pairs: list[str]):
+    """The recipe of that name, or the task's default; then the flags, then `--set`; validated together."""
     from binarize_cli import recipe as recipes
 
-    draft = recipes.read(name)
+    tasks = [flags.get("task"), *(pair.removeprefix("task=") for pair in pairs if pair.startswith("task="))]
+    draft = recipes.read(name or recipes.default(tasks[-1]))
     for key, value in flags.items():
         if value is not None:
             draft.set(key, value, place="--" + key.rpartition(".")[2].replace("_", "-"))

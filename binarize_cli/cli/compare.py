@@ -27,10 +27,15 @@ SCORES = ("float", "soft", "hard", "packed")
 
 @dataclass(frozen=True)
 class Entry:
-    """One row: a method with the default recipe, or a recipe."""
+    """One row: a method with the default recipe of a task, or a recipe."""
 
     label: str
     flags: tuple[str, ...]
+
+    @property
+    def folder(self) -> str:
+        """The label as a part of a folder's name."""
+        return self.label.replace("/", "-").replace(" ", "-").removesuffix(".yaml")
 
 
 def compare(
@@ -43,6 +48,7 @@ def compare(
     recipes: Annotated[
         str | None, typer.Option("--recipes", help="Recipes to add as rows of their own.", metavar="A,B,...")
     ] = None,
+    tasks: o.Tasks = None,
     seeds: Annotated[
         str, typer.Option("--seeds", help="Seeds, with commas between.", metavar="N,N,...")
     ] = "0",
@@ -57,8 +63,10 @@ def compare(
     bnnpp compare digits_vit --methods all --seeds 0,1,2
 
     bnnpp compare resnet20 --methods bc,bnn++ --recipes paper/bnn++ --data-dir cifar10 --epochs 3
+
+    bnnpp compare digits_resnet --methods bnn++ --tasks bw,bwa,bwaa --seeds 0,1,2
     """
-    entries = _entries(methods, recipes)
+    entries = _entries(methods, recipes, tasks)
     numbers = _seeds(seeds)
     folder = output or Path("runs") / f"compare-{model.replace('/', '-')}"
     rows = []
@@ -71,29 +79,29 @@ def compare(
         page().print(_table(rows))
 
 
-def _entries(methods: str | None, recipes: str | None) -> list[Entry]:
+def _entries(methods: str | None, recipes: str | None, tasks: str | None) -> list[Entry]:
     """The rows asked for, every name checked before the first run starts."""
     from binarize_cli import recipe
     from binarize_cli.quantizers.methods import METHODS, find_method
 
-    names = list(METHODS) if methods == "all" else _words(methods)
-    files = _words(recipes)
+    names = list(METHODS) if methods == "all" else o.words(methods)
+    files = o.words(recipes)
     for name in names:
         find_method(name, where="--methods")
     for file in files:
         recipe.read(file).validate()
+    chosen = o.known_tasks(tasks)
     if not (names or files):
         hint = "For instance --methods all, or --methods bc,bnn++."
         raise InputError("nothing to compare: give --methods or --recipes", hint=hint)
-    return [Entry(n, ("--method", n)) for n in names] + [Entry(f, ("--recipe", f)) for f in files]
-
-
-def _words(text: str | None) -> list[str]:
-    return [word.strip() for word in (text or "").split(",") if word.strip()]
+    own = [Entry(name, ("--method", name)) for name in names]
+    if chosen:
+        own = [Entry(f"{e.label} {task}", (*e.flags, "--task", task)) for e in own for task in chosen]
+    return own + [Entry(file, ("--recipe", file)) for file in files]
 
 
 def _seeds(text: str) -> list[int]:
-    words = _words(text)
+    words = o.words(text)
     if not words or not all(word.isdigit() for word in words):
         raise InputError(f"'{text}' is no list of seeds", where="--seeds", hint="For instance --seeds 0,1,2.")
     return [int(word) for word in words]
@@ -101,7 +109,7 @@ def _seeds(text: str) -> list[int]:
 
 def _report(context: typer.Context, model: str, entry: Entry, seed: int, folder: Path) -> dict[str, Any]:
     """The report of one run: finished before, or made now by `bnnpp binarize`, called as a user would."""
-    run = RunFolder(folder / f"{entry.label.replace('/', '-').removesuffix('.yaml')}-{seed}")
+    run = RunFolder(folder / f"{entry.folder}-{seed}")
     if run.finished:
         say(f"{entry.label}, seed {seed}: finished before, in {run.path}")
     else:

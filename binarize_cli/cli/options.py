@@ -32,7 +32,13 @@ ImgSize = Annotated[int | None, model("--img-size", help="Input size, for models
 
 Method = Annotated[str | None, train("--method", help="See 'bnnpp methods'. Default: bnn++.")]
 Task = Annotated[str | None, train("--task", help="bw, bwa (binary activations too), bwaa (int8 sums).")]
-RecipeName = Annotated[str, train("--recipe", help="A recipe's name or file: see 'bnnpp recipes ls'.")]
+Tasks = Annotated[
+    str | None, train("--tasks", help="Tasks, with commas between: bw,bwa,bwaa.", metavar="A,B,...")
+]
+RecipeName = Annotated[
+    str | None,
+    train("--recipe", help="A recipe's name or file: see 'bnnpp recipes ls'. Default: by the task."),
+]
 Set = Annotated[
     list[str] | None,
     train("--set", help="Any key of the recipe: train.lr=1e-4. Repeatable.", metavar="KEY=VALUE"),
@@ -78,6 +84,24 @@ SaveMinutes = Annotated[
 ]
 Compile = Annotated[bool, run("--compile", help="Train through torch.compile.")]
 Overwrite = Annotated[bool, run("--overwrite", help="Replace what the run folder holds.")]
+
+
+def known_tasks(text: str | None) -> list[str]:
+    """The tasks that `--tasks` names. Raises InputError on an unknown one."""
+    from binarize_cli.errors import InputError, did_you_mean
+    from binarize_cli.recipe import TASKS
+
+    tasks = words(text)
+    for task in tasks:
+        if task not in TASKS:
+            hint = did_you_mean(task, TASKS, "Known: " + ", ".join(TASKS) + ".")
+            raise InputError(f"no task is named '{task}'", where="--tasks", hint=hint)
+    return tasks
+
+
+def words(text: str | None) -> list[str]:
+    """The words of a flag that takes several, with commas between."""
+    return [word.strip() for word in (text or "").split(",") if word.strip()]
 
 
 class WithResume(TyperCommand):

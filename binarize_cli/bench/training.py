@@ -1,4 +1,4 @@
-"""What binary training costs beside float training of the same model: two trainings, step by step in turn."""
+"""What binary training costs beside float training of the same model: step by step in turn."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from pathlib import Path
 import torch
 
 from binarize_cli.binarize.attention import split_attention
-from binarize_cli.binarize.convert import binarize, binary_weights
+from binarize_cli.binarize.blocks import rewrite_blocks
+from binarize_cli.binarize.calibrate import calibrate
+from binarize_cli.binarize.convert import binarize, binarize_inputs, binary_weights
 from binarize_cli.binarize.quantizer import WeightQuantizer
 from binarize_cli.data.decode import decode
 from binarize_cli.data.images import Split
@@ -32,6 +34,7 @@ from binarize_cli.training.precision import place
 PARTS = ("data", "forward", "backward", "optimizer", "quantizers")
 WARM_UP = 2  # steps of each that do not count: kernels are chosen, memory is found
 MIDDLE = 0.4  # of the schedule: what the quantizers cost while F is not yet sign
+FLOAT = "float"  # what stands beside the tasks
 
 
 @dataclass(frozen=True)
@@ -40,13 +43,13 @@ class Cost:
 
     step: float
     parts: dict[str, float]
-    """`quantizers` is contained in forward and backward."""
+    """`quantizers`, those of the weights, is contained in forward and backward."""
     memory: float | None
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What both trainings have in common."""
+    """What all trainings have in common."""
 
     model: FloatModel
     source: Source
@@ -56,20 +59,19 @@ class Setting:
     cache_gb: float = 4.0
     compile: bool = False
 
-    def trainer(self, binary: bool) -> Trainer:
-        """Of the float model, or of the model with binary layers; no teacher, whose cost is not theirs."""
+    def trainer(self, kind: str) -> Trainer:
+        """Of the float model, or of the model binarized for a task; no teacher, whose cost is not theirs."""
         model = copy.deepcopy(self.model)
         adapt_head(model, self.source.classes)
-        net, quantizer = split_attention(model.net), None
-        if binary:
-            quantizer = WeightQuantizer(self.recipe)
-            binarize(net, choose_layers(net, model, self.recipe), quantizer)
+        net, quantizer, batches = split_attention(model.net), None, self._batches()
+        if kind != FLOAT:
+            net, quantizer = self._binarized(net, model, kind, batches)
         rule = self.recipe.train
         return Trainer(
             place(net, self.device),
-            stage="binary" if binary else "float",
+            stage="float" if kind == FLOAT else "binary",
             quantizer=quantizer,
-            batches=self._batches(),
+            batches=batches,
             objective=Objective(Distill(weight=0.0), None, rule.smoothing),
             train=rule,
             classes=len(self.source.classes),
@@ -78,6 +80,20 @@ class Setting:
             folder=Path(tempfile.gettempdir()),  # nothing is saved: no epoch ends
             compile=self.compile,
         )
+
+    def _binarized(
+        self, net: torch.nn.Module, model: FloatModel, task: str, batches: Batches
+    ) -> tuple[torch.nn.Module, WeightQuantizer]:
+        """The network as `bnnpp binarize --task` trains it, calibrated on one batch."""
+        recipe = self.recipe.model_copy(update={"task": task})
+        if task != "bw" and recipe.activation.blocks == "bi-real":
+            net = rewrite_blocks(net)
+        table, quantizer = choose_layers(net, model, recipe), WeightQuantizer(recipe)
+        if task == "bw":
+            return binarize(net, table, quantizer), quantizer
+        images, _ = next(iter(batches.epoch(0)))
+        stats = calibrate(net, [row.name for row in table if row.binary], [images.cpu()], recipe)
+        return binarize_inputs(binarize(net, table, quantizer), stats, quantizer, recipe), quantizer
 
     @cached_property
     def images(self) -> Split:
@@ -98,12 +114,12 @@ class Setting:
         )
 
 
-def compare(setting: Setting, steps: int) -> dict[str, Cost]:
-    """`float` and `binary`, measured in turn, so that whatever else the machine does meets both alike."""
-    kinds = {"float": False, "binary": True}
+def compare(setting: Setting, tasks: Sequence[str], steps: int) -> dict[str, Cost]:
+    """`float` and the tasks, measured in turn, so that whatever else the machine does meets all alike."""
+    kinds = (FLOAT, *tasks)
     _ = setting.images  # decoded before the forks, which shall not count them
-    memory = {kind: _memory_of_a_fork(setting, binary) for kind, binary in kinds.items()}
-    walks = {kind: Walk(setting.trainer(binary)) for kind, binary in kinds.items()}
+    memory = {kind: _memory_of_a_fork(setting, kind) for kind in kinds}
+    walks = {kind: Walk(setting.trainer(kind)) for kind in kinds}
     for walk in walks.values():
         for _ in range(WARM_UP):
             walk.step()
@@ -132,7 +148,7 @@ class Walk:
 
     def __init__(self, trainer: Trainer):
         self.trainer, self.batches = trainer, _endless(trainer)
-        self.number = int(MIDDLE * trainer.steps)
+        self.number = int(MIDDLE * (1 - trainer.train.harden) * trainer.steps)
         trainer.net.train()
 
     def step(self) -> float:
@@ -157,7 +173,7 @@ class Walk:
         return spent
 
     def peak_memory(self) -> float:
-        """MiB of CUDA memory that a step adds to what both trainings hold."""
+        """MiB of CUDA memory at the peak of a step, beside what all trainings hold."""
         device = self.trainer.device
         batches = next(self.batches)
         torch.cuda.reset_peak_memory_stats(device)
@@ -211,7 +227,7 @@ def _endless(trainer: Trainer) -> Iterator[Sequence[Batch]]:
         epoch += 1
 
 
-def _memory_of_a_fork(setting: Setting, binary: bool) -> float | None:
+def _memory_of_a_fork(setting: Setting, kind: str) -> float | None:
     """MiB that a training adds at its peak to a process that has only imported; on a CPU under Linux.
 
     A process of its own: what one training leaves to the allocator would hide what the next one takes.
@@ -226,7 +242,7 @@ def _memory_of_a_fork(setting: Setting, binary: bool) -> float | None:
             torch.set_num_threads(1)  # those of the process that was forked are not here
             reset.write_text("5")  # forget the peak so far
             before = _resident("VmRSS")
-            walk = Walk(setting.trainer(binary))
+            walk = Walk(setting.trainer(kind))
             for _ in range(WARM_UP):
                 walk.step()
             os.write(theirs, str(_resident("VmHWM") - before).encode())

@@ -1,0 +1,1 @@
+"""What binarization costs in training, and what a packed file costs in scoring, beside the float model."""
