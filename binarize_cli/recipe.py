@@ -1,22 +1,18 @@
-"""Recipes: YAML data, validated strictly before anything heavy is imported, all faults reported at once."""
+"""What a recipe is: its sections, their keys and defaults, and what a recipe means for the quantizers."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
-from binarize_cli.errors import InputError, closest, did_you_mean
+from binarize_cli.errors import InputError, did_you_mean
 from binarize_cli.quantizers.method import Method
 from binarize_cli.quantizers.methods import METHODS, find_method, with_parts
 from binarize_cli.quantizers.schedules import Schedule, Shape
 
-SUFFIXES = (".yaml", ".yml")
 Task = Literal["bw", "bwa", "bwaa"]
 TASKS = get_args(Task)
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -226,175 +222,6 @@ def _check_schedules(method: Method, schedules: Mapping[str, Span]) -> None:
     if unknown:
         own = ", ".join(method.schedules) or "none"
         raise ValueError(f"{method.name} has no parameter '{unknown[0]}' (its parameters: {own})")
-
-
-@dataclass
-class Draft:
-    """Recipe data not yet validated, and where each key stands, for messages."""
-
-    origin: str
-    data: dict = field(default_factory=dict)
-    places: dict[tuple, str] = field(default_factory=dict)
-
-    def set(self, key: str, value: Any, place: str) -> None:
-        """Set a dotted key, as a flag or `--set` does. Raises InputError where a parent is no mapping."""
-        *parents, last = key.split(".")
-        section = self.data
-        for parent in parents:
-            if section.get(parent) is None:  # an empty section of the file is None
-                section[parent] = {}
-            section = section[parent]
-            if not isinstance(section, dict):
-                raise InputError(f"'{key}' goes into '{parent}', which is not a section", where=place)
-        section[last] = value
-        path = tuple(key.split("."))
-        self.places[path] = place
-        for depth in range(1, len(path)):  # of a section that the flag itself created
-            self.places.setdefault(path[:depth], place)
-
-    def validate(self) -> Recipe:
-        """The recipe. Raises InputError with every fault, each with its line or flag."""
-        try:
-            return Recipe.model_validate(self.data)
-        except ValidationError as error:
-            ordered = sorted(error.errors(), key=lambda e: self._order(e["loc"]))
-            # The branches of a union complain one by one about one value: the first of them is enough.
-            faults = list({self._key(e): self._fault(e) for e in reversed(ordered)}.values())[::-1]
-        several = f"{len(faults)} faults in the recipe" if len(faults) > 1 else "a fault in the recipe"
-        hint = "'bnnpp recipes show default --full' shows every key."
-        raise InputError(several + "".join(f"\n  {f}" for f in faults), where=self.origin, hint=hint)
-
-    def _known_part(self, path: tuple) -> tuple:
-        """As much of a path as has a place: pydantic appends the branch of a union it tried."""
-        while path and path not in self.places:
-            path = path[:-1]
-        return path
-
-    def _key(self, error: Mapping) -> tuple:
-        """What a fault is about: an unknown or missing key, or the value at a known one."""
-        return (
-            error["loc"]
-            if error["type"] in ("extra_forbidden", "missing")
-            else self._known_part(error["loc"])
-        )
-
-    def _order(self, path: tuple) -> int:
-        """Where a fault stands among the keys, which are in the order of the document, then of the flags."""
-        places = list(self.places)
-        path = self._known_part(path)
-        return places.index(path) if path else -1
-
-    def _fault(self, error: Mapping) -> str:
-        """One line: place, key, what is wrong."""
-        path = self._known_part(error["loc"])
-        place = self.places.get(path, self.origin)
-        key = ".".join(str(part) for part in (self._key(error) or error["loc"]))
-        if error["type"] == "extra_forbidden":
-            *parents, last = error["loc"]
-            known = _keys(tuple(parents))
-            guess = did_you_mean(str(last), known, "Known here: " + ", ".join(known) + ".")
-            return f"{place}: unknown key '{key}'. {guess}"
-        message = error["msg"].removeprefix("Value error, ")
-        shown = "" if isinstance(error["input"], dict | list | Section) else f" (got {error['input']!r})"
-        return f"{place}: {key}: {message}{shown}"
-
-
-def _keys(path: tuple) -> list[str]:
-    """The known keys of a section of the recipe."""
-    section = Recipe
-    for part in path:
-        section = getattr(section.model_fields.get(part), "annotation", None)
-        if not (isinstance(section, type) and issubclass(section, Section)):
-            return list(Span.model_fields)
-    return list(section.model_fields)
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-4 as a number, as people and YAML 1.2 do."""
-
-
-_Loader.yaml_implicit_resolvers = dict(yaml.SafeLoader.yaml_implicit_resolvers)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
-def parse_value(text: str) -> Any:
-    """The value of `--set key=value`, read as YAML. Raises InputError where it is none."""
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        what = f"'{text}' is not YAML: {getattr(error, 'problem', error)}"
-        raise InputError(what, where="--set", hint="Quote it once more: --set \"key='value'\".") from None
-
-
-def parse(text: str, origin: str) -> Draft:
-    """YAML text as a draft. Raises InputError on broken YAML, a repeated key, or text that is no mapping."""
-    try:
-        node = yaml.compose(text, Loader=_Loader)
-        data = yaml.load(text, Loader=_Loader)
-        places = _places(node, origin)
-    except RecursionError:
-        raise InputError("a section contains itself", where=origin) from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{origin}:{mark.line + 1}" if mark else origin
-        raise InputError(f"not YAML: {getattr(error, 'problem', error)}", where=where) from None
-    if not isinstance(data, dict | None):
-        raise InputError("a recipe is a mapping of keys to values", where=origin)
-    return Draft(origin, data or {}, places)
-
-
-def _places(node: yaml.Node | None, origin: str) -> dict[tuple, str]:
-    """Path of keys -> `origin:line`. Raises InputError on a repeated key."""
-    places: dict[tuple, str] = {}
-    for path, line in _lines(node) if node else ():
-        if path in places:
-            raise InputError(f"the key '{'.'.join(map(str, path))}' is repeated", where=f"{origin}:{line}")
-        places[path] = f"{origin}:{line}"
-    return places
-
-
-def _lines(node: yaml.Node, path: tuple = ()) -> Iterator[tuple[tuple, int]]:
-    """(path of keys, line) of every key in the document."""
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            yield (*path, key.value), key.start_mark.line + 1
-            yield from _lines(value, (*path, key.value))
-
-
-def folder() -> Path:
-    """Where the recipes lie: inside an installed package, at the top of a checkout."""
-    package = Path(__file__).parent
-    inside = package / "recipes"
-    return inside if inside.is_dir() else package.parent / "recipes"
-
-
-def names() -> list[str]:
-    """The names of the recipes that come with the tool, such as `default` and `paper/bnn++`."""
-    root = folder()
-    return sorted(p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.yaml"))
-
-
-def default(task: str | None) -> str:
-    """The name of the recipe that a plain command with this task uses."""
-    return "binary-activations" if task in ("bwa", "bwaa") else "default"
-
-
-def read(name_or_file: str) -> Draft:
-    """A recipe by name, or from a file. Raises InputError if there is none."""
-    known = names()
-    path = folder() / f"{name_or_file}.yaml" if name_or_file in known else Path(name_or_file)
-    if not path.is_file():
-        if path.suffix in SUFFIXES:
-            raise InputError("no such recipe file", where=name_or_file)
-        hint = closest(name_or_file, known, "Run 'bnnpp recipes ls' to see them; a file ends in .yaml.")
-        raise InputError(f"no recipe is named '{name_or_file}'", hint=hint)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot be read: {error}", where=name_or_file) from None
-    return parse(text, origin=name_or_file)
 
 
 def effective_method(recipe: Recipe) -> Method:

@@ -21,9 +21,10 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from binarize_cli import __version__
+from binarize_cli.draft import names
 from binarize_cli.models import hub
 from binarize_cli.quantizers.methods import METHODS
-from binarize_cli.recipe import Recipe, names
+from binarize_cli.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "timm", "torchvision", "matplotlib")

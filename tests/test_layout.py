@@ -18,6 +18,7 @@ GROUND = (
     "",
     "quantizers",
     "recipe",
+    "draft",
     "console",
     "errors",
     "files",

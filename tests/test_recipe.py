@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from binarize_cli import recipe as recipes
+from binarize_cli import draft as recipes
+from binarize_cli.draft import parse, parse_value
 from binarize_cli.errors import InputError
 from binarize_cli.quantizers.methods import METHODS
 from binarize_cli.quantizers.schedules import Schedule, constant
-from binarize_cli.recipe import Recipe, effective_normalize, effective_schedules, parse, parse_value
+from binarize_cli.recipe import Recipe, effective_normalize, effective_schedules
 
 
 def valid(text: str) -> Recipe:

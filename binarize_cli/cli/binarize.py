@@ -120,10 +120,10 @@ def _leave(stop, left: Interrupted) -> None:
 
 def validated(name: str | None, flags: dict[str, Any], pairs: list[str]):
     """The recipe of that name, or the task's default; then the flags, then `--set`; validated together."""
-    from binarize_cli import recipe as recipes
+    from binarize_cli import draft as drafts
 
     tasks = [flags.get("task"), *(pair.removeprefix("task=") for pair in pairs if pair.startswith("task="))]
-    draft = recipes.read(name or recipes.default(tasks[-1]))
+    draft = drafts.read(name or drafts.default(tasks[-1]))
     for key, value in flags.items():
         if value is not None:
             draft.set(key, value, place="--" + key.rpartition(".")[2].replace("_", "-"))
@@ -132,5 +132,5 @@ def validated(name: str | None, flags: dict[str, Any], pairs: list[str]):
         if not (key and equals):
             hint = "For instance --set train.lr=1e-4."
             raise InputError(f"'{pair}' is not KEY=VALUE", where="--set", hint=hint)
-        draft.set(key, recipes.parse_value(text), place="--set")
+        draft.set(key, drafts.parse_value(text), place="--set")
     return draft.validate()

@@ -81,7 +81,7 @@ def compare(
 
 def _entries(methods: str | None, recipes: str | None, tasks: str | None) -> list[Entry]:
     """The rows asked for, every name checked before the first run starts."""
-    from binarize_cli import recipe
+    from binarize_cli import draft
     from binarize_cli.quantizers.methods import METHODS, find_method
 
     names = list(METHODS) if methods == "all" else o.words(methods)
@@ -89,7 +89,7 @@ def _entries(methods: str | None, recipes: str | None, tasks: str | None) -> lis
     for name in names:
         find_method(name, where="--methods")
     for file in files:
-        recipe.read(file).validate()
+        draft.read(file).validate()
     chosen = o.known_tasks(tasks)
     if not (names or files):
         hint = "For instance --methods all, or --methods bc,bnn++."
