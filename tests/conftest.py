@@ -23,6 +23,9 @@ from PIL import Image
 
 from binarize_cli.cli import main
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # each has a core; read when torch is imported, in subprocesses too
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @dataclass(frozen=True)
 class Outcome:
