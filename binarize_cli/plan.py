@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from binarize_cli import ranks
-from binarize_cli.binarize.attention import split_attention
-from binarize_cli.binarize.blocks import rewrite_blocks
+from binarize_cli.binarize.blocks import binary_form
 from binarize_cli.binarize.quantizer import WeightQuantizer
 from binarize_cli.binarize.select import Layer, all_float, count_products, select
 from binarize_cli.binarize.weights import computed_once
@@ -128,9 +127,7 @@ def plan(job: Job, choice: Choice, stop: StopRequest) -> Run:
         )
     head = adapt_head(model, source.classes)
     method = effective_method(job.recipe)
-    net = split_attention(model.net)
-    if method.binary and job.recipe.task != "bw" and job.recipe.activation.blocks == "bi-real":
-        net = rewrite_blocks(net)
+    net = binary_form(model.net, job.recipe.task if method.binary else "bw", job.recipe.activation.blocks)
     table = choose_layers(net, model, job.recipe) if method.binary else all_float(net)
     if method.binary and job.recipe.distill.blocks and not block_names(net):
         what = f"{job.model.short} has no row of blocks whose outputs could be compared"

@@ -21,7 +21,7 @@ from binarize_cli.binarize.calibrate import InputStats, calibrate
 from binarize_cli.binarize.convert import binarize, binarize_inputs, binary_layers, harden
 from binarize_cli.binarize.layers import BinaryConv2d, BinaryLinear
 from binarize_cli.binarize.quantizer import WeightQuantizer
-from binarize_cli.binarize.select import called_layers, count_products, select
+from binarize_cli.binarize.select import count_products, select
 from binarize_cli.binarize.sums import FloatSums, Window
 from binarize_cli.binarize.weights import LatentWeight
 from binarize_cli.models.load import load
@@ -296,7 +296,9 @@ def trained_network(model: str, rule: Recipe):
     found = load(resolve(model), pretrained=True)
     net = rewrite_blocks(found.net)
     example = torch.zeros(2, 1, 8, 8)
-    table = select(net, rule.layers, called_layers(net, example), ["head" if "vit" in model else "linear"])
+    table = select(
+        net, rule.layers, list(count_products(net, example)), ["head" if "vit" in model else "linear"]
+    )
     quantizer = WeightQuantizer(rule)
     names = [row.name for row in table if row.binary]
     stats = calibrate(net, names, [torch.rand(32, 1, 8, 8)], rule)

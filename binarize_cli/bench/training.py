@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from binarize_cli.binarize.attention import split_attention
-from binarize_cli.binarize.blocks import rewrite_blocks
+from binarize_cli.binarize.blocks import binary_form
 from binarize_cli.binarize.calibrate import calibrate
 from binarize_cli.binarize.convert import binarize, binarize_inputs, binary_weights
 from binarize_cli.binarize.quantizer import WeightQuantizer
@@ -42,8 +42,8 @@ class Cost:
     """Of a training step: medians in milliseconds, and the peak memory in MiB, None where it is not known."""
 
     step: float
-    parts: dict[str, float]
-    """`quantizers`, those of the weights, is contained in forward and backward."""
+    parts: dict[str, float | None]
+    """`quantizers`, those of the weights, is contained in forward and backward; None with binary inputs."""
     memory: float | None
 
 
@@ -86,13 +86,11 @@ class Setting:
     ) -> tuple[torch.nn.Module, WeightQuantizer]:
         """The network as `bnnpp binarize --task` trains it, calibrated on one batch."""
         recipe = self.recipe.model_copy(update={"task": task})
-        if task != "bw" and recipe.activation.blocks == "bi-real":
-            net = rewrite_blocks(net)
-        table, quantizer = choose_layers(net, model, recipe), WeightQuantizer(recipe)
-        if task == "bw":
-            return binarize(net, table, quantizer), quantizer
-        images, _ = next(iter(batches.epoch(0)))
-        stats = calibrate(net, [row.name for row in table if row.binary], [images.cpu()], recipe)
+        net = binary_form(net, task, recipe.activation.blocks)
+        table, quantizer, stats = choose_layers(net, model, recipe), WeightQuantizer(recipe), {}
+        if task != "bw":
+            images, _ = next(iter(batches.epoch(0)))
+            stats = calibrate(net, [row.name for row in table if row.binary], [images.cpu()], recipe)
         return binarize_inputs(binarize(net, table, quantizer), stats, quantizer, recipe), quantizer
 
     @cached_property
@@ -136,7 +134,8 @@ def compare(setting: Setting, tasks: Sequence[str], steps: int) -> dict[str, Cos
     return {
         kind: Cost(
             step=statistics.median(times[kind]),
-            parts={name: statistics.median(each[name] for each in parts[kind]) for name in PARTS},
+            parts={name: statistics.median(each[name] for each in parts[kind]) for name in PARTS}
+            | ({} if kind in (FLOAT, "bw") else {"quantizers": None}),  # their layers ask for units, unseen
             memory=memory[kind],
         )
         for kind in kinds

@@ -32,14 +32,13 @@ class LatentInput(nn.Module):
         """What a linear layer adds again after its sums, as a bias. After a convolution BatchNorm does it."""
         return self.threshold if self.axis == -1 else None
 
-    @property
-    def beta(self) -> Tensor:
+    def beta(self, device: torch.device) -> Tensor:
         """[]: the scale, kept above zero; 1 where none is learned."""
-        return torch.ones(()) if self.scale is None else self.scale.clamp_min(SMALLEST_SCALE)
+        return torch.ones((), device=device) if self.scale is None else self.scale.clamp_min(SMALLEST_SCALE)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """[N, C, H, W] or [..., C] -> the same shape, +-1 where F is sign, and beta []."""
-        q, beta = self.quantizer, self.beta.to(x.device)
+        q, beta = self.quantizer, self.beta(x.device)
         n = q.normaliser(beta)
         per_sign = torch.ones_like(n) if self.scale is None else 1 / q.spread(beta, n)
         return ForwardBackward.apply(above(x, self.threshold, self.axis), n, per_sign, q.F, q.B), beta

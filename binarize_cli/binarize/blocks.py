@@ -13,6 +13,7 @@ import torch.nn.functional as F
 import torchvision.models.resnet
 from torch import Tensor, nn
 
+from binarize_cli.binarize.attention import split_attention
 from binarize_cli.models import cifar_resnet
 
 
@@ -74,6 +75,12 @@ REWRITES = {
     timm.models.resnet.BasicBlock: _of_timm,
     torchvision.models.resnet.BasicBlock: _of_torchvision,
 }
+
+
+def binary_form(net: nn.Module, task: str, blocks: str) -> nn.Module:
+    """In place: attention as linear layers and, for binary inputs, residual blocks as `blocks` says."""
+    net = split_attention(net)
+    return rewrite_blocks(net) if task != "bw" and blocks == "bi-real" else net
 
 
 def rewrite_blocks(net: nn.Module) -> nn.Module:

@@ -83,7 +83,7 @@ def _harden_input(layer: BinaryLinear | BinaryConv2d, dtype: torch.dtype) -> Non
     """Fix a layer's threshold and scale; what a linear layer adds for its thresholds goes into its bias."""
     learned = layer.input
     threshold = None if learned.threshold is None else rounded(learned.threshold.detach(), dtype)
-    scale = learned.beta.detach().to(layer.weight.scale.device)
+    scale = learned.beta(layer.weight.scale.device).detach()
     if learned.restored is not None:
         signs, alpha = layer.weight.units()
         learned.threshold.copy_(threshold)

@@ -52,15 +52,10 @@ def count_products(net: nn.Module, example: torch.Tensor) -> dict[str, int]:
     return counts
 
 
-def called_layers(net: nn.Module, example: torch.Tensor) -> list[str]:
-    """The names of the linear and convolution layers a forward pass calls, in order of their first call."""
-    return list(count_products(net, example))
-
-
 def select(net: nn.Module, rules: Layers, called: Sequence[str], heads: Sequence[str]) -> list[Layer]:
     """Every layer of a float network with the decision on it.
 
-    `called` comes from `called_layers`, `heads` are the names of the classifier layers.
+    `called` are the keys of `count_products`, `heads` are the names of the classifier layers.
     Raises InputError for a pattern that matches nothing, for a layer that is to be binary but that a
     forward pass never calls, for one whose operation is not known here, and when no layer is left.
     """

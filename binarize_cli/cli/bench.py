@@ -133,7 +133,8 @@ def _costs_table(costs: dict) -> Table:
     table.add_row("  ratio", *(f"{ratio['time']:.3f}" for ratio in ratios.values()), end_section=True)
     for part in first.parts:
         name = "of these, weight quantizers" if part == "quantizers" else f"  {part}"
-        table.add_row(name, *(f"{cost.parts[part]:.1f}" for cost in costs.values()))
+        shares = (cost.parts[part] for cost in costs.values())
+        table.add_row(name, *("-" if share is None else f"{share:.1f}" for share in shares))
     if all(cost.memory for cost in costs.values()):
         table.add_section()
         table.add_row("peak memory, MiB", *(f"{cost.memory:.0f}" for cost in costs.values()))

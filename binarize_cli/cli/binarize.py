@@ -122,15 +122,19 @@ def validated(name: str | None, flags: dict[str, Any], pairs: list[str]):
     """The recipe of that name, or the task's default; then the flags, then `--set`; validated together."""
     from binarize_cli import draft as drafts
 
-    tasks = [flags.get("task"), *(pair.removeprefix("task=") for pair in pairs if pair.startswith("task="))]
-    draft = drafts.read(name or drafts.default(tasks[-1]))
-    for key, value in flags.items():
-        if value is not None:
-            draft.set(key, value, place="--" + key.rpartition(".")[2].replace("_", "-"))
+    given = [
+        (key, value, "--" + key.rpartition(".")[2].replace("_", "-"))
+        for key, value in flags.items()
+        if value is not None
+    ]
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not (key and equals):
             hint = "For instance --set train.lr=1e-4."
             raise InputError(f"'{pair}' is not KEY=VALUE", where="--set", hint=hint)
-        draft.set(key, drafts.parse_value(text), place="--set")
+        given.append((key, drafts.parse_value(text), "--set"))
+    task = {key: value for key, value, _ in given}.get("task")
+    draft = drafts.read(name or drafts.default(task))
+    for key, value, place in given:
+        draft.set(key, value, place)
     return draft.validate()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from binarize_cli.binarize.accumulator import Rule
 from binarize_cli.binarize.activations import SignInput
-from binarize_cli.binarize.attention import split_attention
-from binarize_cli.binarize.blocks import rewrite_blocks
+from binarize_cli.binarize.blocks import binary_form
 from binarize_cli.binarize.convert import replace_layers
 from binarize_cli.binarize.layers import PAD_VALUES
 from binarize_cli.errors import InputError
@@ -29,37 +29,36 @@ class PackedWeight(nn.Module):
         self.register_buffer("bits", bits, persistent=False)  # uint8 [out, ceil(K / 8)]
         self.register_buffer("scale", scale, persistent=False)  # [out]
         self.shape = shape
-        self._kept: Tensor | None = None  # a layer asks for its signs always, or for its weights always
+        self._kept: dict[str, Tensor] = {}
 
     def units(self) -> tuple[Tensor, Tensor]:
         """The signs in float32, shaped as the weights, and the scale [out]."""
-        if self._is_stale():
-            self._kept = self._signs()
-        return self._kept, self.scale
+        return self._keep("signs", self._signs), self.scale
 
     def forward(self) -> Tensor:  # [out, ...]
-        if self._is_stale():
-            dense = self._signs() * self.scale.view(-1, *[1] * (len(self.shape) - 1))
-            # The layout of all other convolutions: with another one the last bit of a sum may differ.
-            # (`contiguous` leaves the strides of a single input channel as they are; `to` does not.)
-            self._kept = dense.to(memory_format=torch.channels_last) if dense.dim() == 4 else dense
-        return self._kept
+        return self._keep("weights", self._weights)
 
-    def _is_stale(self) -> bool:
-        return self._kept is None or self._kept.device != self.scale.device
+    def _keep(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+        if name not in self._kept or self._kept[name].device != self.scale.device:
+            self._kept[name] = compute()
+        return self._kept[name]
 
     def _signs(self) -> Tensor:
         return torch.from_numpy(unpack(self.bits.cpu().numpy(), self.shape)).to(self.scale)
+
+    def _weights(self) -> Tensor:
+        dense = self._signs() * self.scale.view(-1, *[1] * (len(self.shape) - 1))
+        # The layout of all other convolutions: with another one the last bit of a sum may differ.
+        # (`contiguous` leaves the strides of a single input channel as they are; `to` does not.)
+        return dense.to(memory_format=torch.channels_last) if dense.dim() == 4 else dense
 
 
 def rebuild(file: PackedFile) -> nn.Module:
     """The network, in eval mode, float32 on the CPU. Raises InputError where file and model disagree."""
     model = file.document["model"]
     net = build(model["source"], model["name"], model["num_classes"], **model["kwargs"])
-    net = split_attention(net)
-    recipe = file.document["recipe"]
-    if file.document["task"] != "bw" and recipe["activation"]["blocks"] == "bi-real":
-        net = rewrite_blocks(net)
+    made = file.document["recipe"].get("activation", {})  # a file of weights alone may not have it
+    net = binary_form(net, file.document["task"], made.get("blocks", "keep"))
     tensors = {name: torch.from_numpy(array) for name, array in file.tensors.items()}
     names = [name.removesuffix(BITS) for name in tensors if name.endswith(BITS)]
     rest = {name: tensor for name, tensor in tensors.items() if not name.endswith(OWN)}
@@ -67,7 +66,7 @@ def rebuild(file: PackedFile) -> nn.Module:
         replace_layers(net, names, lambda name, layer: _packed_weight(name, layer, tensors))
         for row in file.document["layers"]:
             if row["name"] + INPUT_SCALE in tensors:
-                _binary_inputs(net.get_submodule(row["name"]), row, tensors, recipe["activation"]["padding"])
+                _binary_inputs(net.get_submodule(row["name"]), row, tensors, made["padding"])
         net.load_state_dict(rest)  # copies float16 into float32
     except (AttributeError, KeyError, ValueError, RuntimeError) as error:
         hint = "The file is damaged, or the model has changed in this version of its library."
