@@ -14,9 +14,10 @@ from torch import nn
 
 from binarize_cli import ranks
 from binarize_cli.binarize.calibrate import IMAGES, InputStats, calibrate
-from binarize_cli.binarize.convert import binarize, binarize_inputs, binary_layers, harden
+from binarize_cli.binarize.convert import binarize, binarize_inputs, harden
 from binarize_cli.binarize.quantizer import WeightQuantizer
 from binarize_cli.binarize.select import Layer
+from binarize_cli.binarize.sums import FloatSums
 from binarize_cli.console import say, show, warn
 from binarize_cli.files import RunFolder, check_same_run, choose_run, write_text
 from binarize_cli.packed.agreement import Agreement, compare
@@ -152,7 +153,7 @@ def make_binary(this: Run) -> None:
         this.teacher.watch(this.net)
 
 
-def look_at_inputs(this: Run) -> dict[str, InputStats]:
+def look_at_inputs(this: Run) -> dict[str, list[InputStats]]:
     """Calibrate on training images, and print the table of layers with what was found."""
     names = [row.name for row in this.table if row.binary]
     images, seen = [], 0
@@ -164,7 +165,7 @@ def look_at_inputs(this: Run) -> dict[str, InputStats]:
     stats = calibrate(this.net, names, images, this.recipe)
     this.table = [described(row, stats.get(row.name), this.recipe) for row in this.table]
     show(layers_table([row.to_json() for row in this.table]))
-    for name in (name for name, found in stats.items() if found.constant):
+    for name in (name for name, inputs in stats.items() if any(found.constant for found in inputs)):
         warn(
             f"{name}: all inputs of {seen} calibration images have the same sign: the layer sees a constant. "
             "activation.threshold: learned mends that."
@@ -172,12 +173,13 @@ def look_at_inputs(this: Run) -> dict[str, InputStats]:
     return stats
 
 
-def described(row: Layer, found: InputStats | None, recipe: Recipe) -> Layer:
-    """The row of a layer with binary inputs."""
-    if found is None:
+def described(row: Layer, inputs: list[InputStats] | None, recipe: Recipe) -> Layer:
+    """The row of a layer or product with binary inputs."""
+    if inputs is None:
         return row
-    text = "1 bit, one-sided" if found.one_sided else "1 bit"
-    rule = {"overflow": recipe.accumulator.overflow, "shift": found.shift} if recipe.task == "bwaa" else None
+    text = "1 bit, one-sided" if any(found.one_sided for found in inputs) else "1 bit"
+    rule = {"overflow": recipe.accumulator.overflow, "shift": inputs[0].shift}
+    rule = rule if recipe.task == "bwaa" else None
     return replace(row, input=text, accumulator=rule)
 
 
@@ -243,9 +245,9 @@ def make_hard(this: Run) -> None:
         say(str(this.batchnorm))
     harden(this.net, getattr(torch, this.recipe.pack.float_dtype))
     if this.quantizer:
-        for _, layer in binary_layers(this.net):
-            if layer.sums is not None:
-                layer.sums.count_anew()
+        for module in this.net.modules():
+            if isinstance(module, FloatSums):
+                module.count_anew()
         this.accuracy["hard"] = this.score(this.net)
         this.table = [with_overflow(row, this.net) for row in this.table]
 

@@ -127,7 +127,8 @@ def plan(job: Job, choice: Choice, stop: StopRequest) -> Run:
         )
     head = adapt_head(model, source.classes)
     method = effective_method(job.recipe)
-    net = binary_form(model.net, job.recipe.task if method.binary else "bw", job.recipe.activation.blocks)
+    made = job.recipe.activation
+    net = binary_form(model.net, job.recipe.task if method.binary else "bw", made.blocks, made.attention)
     table = choose_layers(net, model, job.recipe) if method.binary else all_float(net)
     if method.binary and job.recipe.distill.blocks and not block_names(net):
         what = f"{job.model.short} has no row of blocks whose outputs could be compared"

@@ -77,6 +77,8 @@ class Activation(Section):
     """What surrounds the signs of an image: 0, a third value, or +1 or -1."""
     blocks: Literal["bi-real", "keep"] = "bi-real"
     """Residual blocks: a shortcut around every binary convolution and RPReLU for ReLU, or as they are."""
+    attention: Literal["float", "binary"] = "float"
+    """The products q k^T and p v of transformers: of floats, or of signs too."""
 
 
 class Accumulator(Section):

@@ -144,7 +144,7 @@ def binary_linear(rule: Recipe, progress: float = 0.0, hard: bool = False) -> Bi
     quantizer.move_to(progress)
     quantizer.hard = hard
     layer = BinaryLinear(linear := nn.Linear(20, 7), LatentWeight(linear.weight, quantizer))
-    layer.input = LatentInput(quantizer.activation, -1, draw(20, seed=3), torch.tensor(0.7))
+    layer.input = LatentInput(quantizer.activation, (-1,), draw(20, seed=3), torch.tensor(0.7))
     layer.sums = FloatSums()
     return layer
 
@@ -175,7 +175,7 @@ def test_the_gradient_of_binary_inputs_is_the_pairs(method):
     quantizer = WeightQuantizer(recipe(method=method))
     quantizer.move_to(0.3)
     q = quantizer.activation
-    made = LatentInput(q, -1, draw(20, seed=3), torch.tensor(0.7))
+    made = LatentInput(q, (-1,), draw(20, seed=3), torch.tensor(0.7))
     x = draw(5, 20).requires_grad_()
     values, beta = made(x)
     upstream = draw(5, 20, seed=5)
@@ -193,7 +193,7 @@ def test_the_gradient_of_binary_inputs_is_the_pairs(method):
 @pytest.mark.parametrize("normalize", ["none", 1.0, 10.0])
 def test_hardened_inputs_pass_gradients_on_within_a_window_of_beta(normalize):
     quantizer = WeightQuantizer(recipe(activation={"normalize": normalize}))
-    made = LatentInput(quantizer.activation, -1, draw(20, seed=3), torch.tensor(0.7))
+    made = LatentInput(quantizer.activation, (-1,), draw(20, seed=3), torch.tensor(0.7))
     quantizer.hard = True
     x, upstream = draw(50, 20).requires_grad_(), draw(50, 20, seed=5)
     values, beta = made(x)
@@ -231,16 +231,16 @@ def test_calibration_finds_means_magnitudes_and_one_sided_inputs():
     images = [draw(64, 6, seed=i) for i in range(2)]
     stats = calibrate(net, ["0", "2", "4"], images, recipe())
     hidden = torch.relu(net[0](torch.cat(images))).detach()
-    torch.testing.assert_close(stats["2"].mean, hidden.mean(0))
-    torch.testing.assert_close(stats["2"].magnitude, (hidden - hidden.mean(0)).abs().mean())
-    assert stats["2"].one_sided and not stats["0"].one_sided and not stats["2"].constant
+    torch.testing.assert_close(stats["2"][0].mean, hidden.mean(0))
+    torch.testing.assert_close(stats["2"][0].magnitude, (hidden - hidden.mean(0)).abs().mean())
+    assert stats["2"][0].one_sided and not stats["0"][0].one_sided and not stats["2"][0].constant
 
 
 def test_without_thresholds_an_input_that_is_never_negative_is_found_constant():
     net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5))
     bare = recipe(activation=Activation(threshold="none", scale="none"))
     stats = calibrate(net, ["0", "2"], [draw(64, 6)], bare)
-    assert stats["2"].constant and not stats["0"].constant
+    assert stats["2"][0].constant and not stats["0"][0].constant
 
 
 def test_bits_are_dropped_only_where_sums_overflow():
@@ -248,9 +248,9 @@ def test_bits_are_dropped_only_where_sums_overflow():
     nn.init.constant_(net[0].weight, 1.0)  # sums of 1000 equal signs
     images = [draw(64, 1).expand(64, 1000).contiguous()]
     stats = calibrate(net, ["0", "1"], images, recipe("bwaa"))
-    assert stats["0"].shift == 3 and stats["1"].shift == 0
+    assert stats["0"][0].shift == 3 and stats["1"][0].shift == 0
     fixed = calibrate(net, ["0"], images, recipe("bwaa", accumulator=Accumulator(shift=1)))
-    assert fixed["0"].shift == 1
+    assert fixed["0"][0].shift == 1
 
 
 # --- blocks ------------------------------------------------------------------------------------------------
@@ -339,7 +339,7 @@ def test_padding_is_a_third_value_or_a_chosen_sign():
         conv = nn.Conv2d(1, 1, 3, padding=1, bias=False)
         nn.init.ones_(conv.weight)
         layer = BinaryConv2d(conv, LatentWeight(conv.weight, quantizer))
-        layer.input = LatentInput(quantizer.activation, 1, None, torch.tensor(1.0))
+        layer.input = LatentInput(quantizer.activation, (1,), None, torch.tensor(1.0))
         layer.sums, layer.pad_value = FloatSums(), value
         outputs[value] = float(layer(torch.ones(1, 1, 4, 4))[0, 0, 0, 0].detach())
     assert outputs == {-1: 4 - 5, 0: 4, 1: 9}
@@ -347,8 +347,8 @@ def test_padding_is_a_third_value_or_a_chosen_sign():
 
 def test_stats_say_what_the_table_prints():
     zero = torch.zeros(1)
-    assert InputStats(zero, zero[0], lighter=0.1, plus=0.5).one_sided
-    assert not InputStats(zero, zero[0], lighter=0.5, plus=0.5).one_sided
+    assert InputStats((1,), zero, zero[0], lighter=0.1, plus=0.5).one_sided
+    assert not InputStats((1,), zero, zero[0], lighter=0.5, plus=0.5).one_sided
 
 
 @pytest.mark.parametrize("rule", [{"method": "nope"}, {"method": "float"}, {"schedules": {"rho": 1.0}}])

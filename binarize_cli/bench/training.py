@@ -86,7 +86,7 @@ class Setting:
     ) -> tuple[torch.nn.Module, WeightQuantizer]:
         """The network as `bnnpp binarize --task` trains it, calibrated on one batch."""
         recipe = self.recipe.model_copy(update={"task": task})
-        net = binary_form(net, task, recipe.activation.blocks)
+        net = binary_form(net, task, recipe.activation.blocks, recipe.activation.attention)
         table, quantizer, stats = choose_layers(net, model, recipe), WeightQuantizer(recipe), {}
         if task != "bw":
             images, _ = next(iter(batches.epoch(0)))

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 import torchvision.models.resnet
 from torch import Tensor, nn
 
-from binarize_cli.binarize.attention import split_attention
+from binarize_cli.binarize.attention import open_products, split_attention
 from binarize_cli.models import cifar_resnet
 
 
@@ -77,10 +77,16 @@ REWRITES = {
 }
 
 
-def binary_form(net: nn.Module, task: str, blocks: str) -> nn.Module:
-    """In place: attention as linear layers and, for binary inputs, residual blocks as `blocks` says."""
+def binary_form(net: nn.Module, task: str, blocks: str, attention: str) -> nn.Module:
+    """In place: attention as linear layers and, for binary inputs, what `activation` says of the rest.
+
+    `blocks`: residual blocks; `attention`: its products, with which InputError is raised if there are none.
+    """
     net = split_attention(net)
-    return rewrite_blocks(net) if task != "bw" and blocks == "bi-real" else net
+    if task == "bw":
+        return net
+    net = rewrite_blocks(net) if blocks == "bi-real" else net
+    return open_products(net) if attention == "binary" else net
 
 
 def rewrite_blocks(net: nn.Module) -> nn.Module:

@@ -1,4 +1,4 @@
-"""A look at the inputs of the layers that will have binary ones, over some training images."""
+"""A look at the inputs of the layers and products that will have binary ones, over some training images."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from binarize_cli.binarize.accumulator import Rule
-from binarize_cli.binarize.activations import SignInput, above
+from binarize_cli.binarize.activations import Axes, SignInput, above
 from binarize_cli.binarize.layers import BINARY_FORM, PAD_VALUES
+from binarize_cli.binarize.products import BINARY_PRODUCT
 from binarize_cli.binarize.sums import FloatSums
 from binarize_cli.binarize.watch import watch
 from binarize_cli.binarize.weights import SignWeight
@@ -25,8 +26,9 @@ MOST_SHIFT = 4
 
 @dataclass
 class InputStats:
-    """What the inputs of a layer looked like."""
+    """What the inputs of a layer looked like, or one factor of a product."""
 
+    axes: Axes  # of the channels
     mean: Tensor  # [channels]
     magnitude: Tensor  # [], mean |x - t| with t the mean, or 0 without thresholds
     lighter: float
@@ -47,57 +49,84 @@ class InputStats:
 
 def calibrate(
     net: nn.Module, names: Sequence[str], images: Sequence[Tensor], recipe: Recipe
-) -> dict[str, InputStats]:
-    """Layer name -> what its inputs are, for the float network in eval mode, over batches of images."""
-    learned = recipe.activation.threshold == "learned"
-    axes = {name: BINARY_FORM[type(net.get_submodule(name))].axis for name in names}
-    sums: dict[str, list[Tensor]] = {name: [] for name in names}
-    watch(net, names, images, lambda name, x, _: sums[name].append(_moments(x, axes[name])))
-    mean = {name: torch.stack(each).mean(0) for name, each in sums.items()}  # [3, channels]
-    sizes: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in names}
+) -> dict[str, list[InputStats]]:
+    """Name -> what its inputs are: one of a layer, two of a product.
 
-    def size(name: str, x: Tensor, _: Tensor) -> None:
-        off = above(x, mean[name][0] if learned else None, axes[name])
-        sizes[name].append((off.abs().mean(), (off >= 0).float().mean()))
+    Of the float network in eval mode, over batches of images.
+    """
+    learned = recipe.activation.threshold == "learned"
+    axes = {name: axes_of(net.get_submodule(name)) for name in names}
+    moments: dict[str, list[list[Tensor]]] = {name: [[] for _ in axes[name]] for name in names}
+
+    def add(name: str, inputs: tuple[Tensor, ...], _: Tensor) -> None:
+        for seen, x, own in zip(moments[name], inputs, axes[name], strict=True):
+            seen.append(_moments(x, own))
+
+    watch(net, names, images, add)
+    mean = {name: [torch.stack(each).mean(0) for each in moments[name]] for name in names}  # [3, channels]
+    sizes: dict[str, list[list[tuple[Tensor, Tensor]]]] = {name: [[] for _ in axes[name]] for name in names}
+
+    def size(name: str, inputs: tuple[Tensor, ...], _: Tensor) -> None:
+        for seen, x, own, found in zip(sizes[name], inputs, axes[name], mean[name], strict=True):
+            off = above(x, found[0] if learned else None, own)
+            seen.append((off.abs().mean(), (off >= 0).float().mean()))
 
     watch(net, names, images, size)
-    stats = {}
-    for name in names:
-        magnitude, plus = (torch.stack(each).mean() for each in zip(*sizes[name], strict=True))
-        over, under = mean[name][1].mean(), mean[name][2].mean()
-        lighter = float(torch.minimum(over, under) / (over + under).clamp_min(1e-12))
-        stats[name] = InputStats(mean[name][0], magnitude, lighter, float(plus))
+    stats = {
+        name: [_stats(*found) for found in zip(axes[name], mean[name], sizes[name], strict=True)]
+        for name in names
+    }
     if recipe.task == "bwaa":
         _choose_shifts(net, stats, images[0], recipe)
     return stats
 
 
-def _moments(x: Tensor, axis: int) -> Tensor:
+def axes_of(module: nn.Module) -> tuple[Axes, ...]:
+    """The axes of the channels of each input of a float layer or product that is to be binary."""
+    return module.axes if type(module) in BINARY_PRODUCT else (BINARY_FORM[type(module)].axes,)
+
+
+def _moments(x: Tensor, axes: Axes) -> Tensor:
     """[3, channels]: the mean input, the mean of its positive part, of its negative part."""
-    x = x.transpose(1, -1) if axis == 1 else x
-    x = x.flatten(0, -2)  # [values, channels]
+    x = x.movedim(axes, tuple(range(-len(axes), 0))).flatten(-len(axes)).flatten(0, -2)  # [values, channels]
     return torch.stack([x.mean(0), x.clamp_min(0).mean(0), (-x).clamp_min(0).mean(0)])
 
 
-def _choose_shifts(net: nn.Module, stats: Mapping[str, InputStats], images: Tensor, recipe: Recipe) -> None:
+def _stats(axes: Axes, moments: Tensor, sizes: Sequence[tuple[Tensor, Tensor]]) -> InputStats:
+    magnitude, plus = (torch.stack(each).mean() for each in zip(*sizes, strict=True))
+    over, under = moments[1].mean(), moments[2].mean()
+    lighter = float(torch.minimum(over, under) / (over + under).clamp_min(1e-12))
+    return InputStats(axes, moments[0], magnitude, lighter, float(plus))
+
+
+def _choose_shifts(
+    net: nn.Module, stats: Mapping[str, Sequence[InputStats]], images: Tensor, recipe: Recipe
+) -> None:
     """The fewest bits to drop so that sums rarely overflow, by the signs of float weights and inputs."""
     rule = recipe.accumulator
 
-    def choose(name: str, x: Tensor, _: Tensor) -> None:
-        layer, found = net.get_submodule(name), stats[name]
+    def choose(name: str, inputs: tuple[Tensor, ...], _: Tensor) -> None:
+        found = stats[name][0]
         if rule.shift != "auto":
             found.shift = rule.shift
             return
-        scale = torch.ones(len(layer.weight), device=x.device)
-        binary = BINARY_FORM[type(layer)](layer, SignWeight(sign(layer.weight), scale))
-        threshold = found.mean if recipe.activation.threshold == "learned" else None
-        binary.input = SignInput(binary.axis, threshold, torch.ones((), device=x.device))
-        binary.pad_value = PAD_VALUES[recipe.activation.padding]
+        binary = _signs(net.get_submodule(name), stats[name], recipe)
         for shift in range(MOST_SHIFT + 1):
             binary.sums = FloatSums(Rule(rule.overflow, shift))
-            binary(x)
+            binary(*inputs)
             found.shift = shift
             if binary.sums.overflowed <= RARE:
                 return
 
     watch(net, stats, [images], choose)
+
+
+def _signs(module: nn.Module, stats: Sequence[InputStats], recipe: Recipe) -> nn.Module:
+    """A layer of signs for a float layer, a product of signs for a float product; without sums."""
+    learned, one = recipe.activation.threshold == "learned", torch.ones_like(stats[0].magnitude)
+    inputs = [SignInput(found.axes, found.mean if learned else None, one) for found in stats]
+    if type(module) in BINARY_PRODUCT:
+        return BINARY_PRODUCT[type(module)](*inputs)
+    layer = BINARY_FORM[type(module)](module, SignWeight(sign(module.weight), one.expand(len(module.weight))))
+    layer.input, layer.pad_value = inputs[0], PAD_VALUES[recipe.activation.padding]
+    return layer

@@ -10,7 +10,14 @@ from torch import nn
 from binarize_cli.binarize.accumulator import Rule
 from binarize_cli.binarize.activations import LatentInput, SignInput
 from binarize_cli.binarize.calibrate import InputStats
-from binarize_cli.binarize.layers import BINARY_FORM, PAD_VALUES, BinaryConv2d, BinaryLinear
+from binarize_cli.binarize.layers import (
+    BINARY_FORM,
+    PAD_VALUES,
+    BinaryConv2d,
+    BinaryLinear,
+    is_candidate,
+)
+from binarize_cli.binarize.products import BINARY_PRODUCT, BinaryProduct
 from binarize_cli.binarize.quantizer import WeightQuantizer
 from binarize_cli.binarize.select import Layer
 from binarize_cli.binarize.sums import FloatSums
@@ -28,22 +35,32 @@ def replace_layers(net: nn.Module, names: Sequence[str], weight_for) -> nn.Modul
 
 def binarize(net: nn.Module, table: Sequence[Layer], quantizer: WeightQuantizer) -> nn.Module:
     """Replace, in place, the binary layers of the table; the float weights become their latents."""
-    names = [row.name for row in table if row.binary]
+    names = [row.name for row in table if row.binary and is_candidate(net.get_submodule(row.name))]
     return replace_layers(net, names, lambda _, layer: LatentWeight(layer.weight, quantizer))
 
 
 def binarize_inputs(
-    net: nn.Module, stats: Mapping[str, InputStats], quantizer: WeightQuantizer, recipe: Recipe
+    net: nn.Module, stats: Mapping[str, Sequence[InputStats]], quantizer: WeightQuantizer, recipe: Recipe
 ) -> nn.Module:
-    """Give, in place, the binary layers binary inputs, with thresholds and scales from the calibration."""
+    """Give, in place, layers binary inputs and products binary factors, as the calibration found them."""
     rule, made = recipe.accumulator, recipe.activation
-    for name, found in stats.items():
-        layer = net.get_submodule(name)
+
+    def latent(found: InputStats) -> LatentInput:
         threshold = found.mean if made.threshold == "learned" else None
         scale = found.magnitude if made.scale == "learned" else None
-        layer.input = LatentInput(quantizer.activation, layer.axis, threshold, scale)
-        layer.sums = FloatSums(Rule(rule.overflow, found.shift) if recipe.task == "bwaa" else None)
-        layer.pad_value = PAD_VALUES[made.padding]
+        return LatentInput(quantizer.activation, found.axes, threshold, scale)
+
+    def sums(found: InputStats) -> FloatSums:
+        return FloatSums(Rule(rule.overflow, found.shift) if recipe.task == "bwaa" else None)
+
+    for name, inputs in stats.items():
+        module = net.get_submodule(name)
+        if type(module) in BINARY_PRODUCT:
+            product = BINARY_PRODUCT[type(module)](*map(latent, inputs), sums(inputs[0]))
+            net.set_submodule(name, product)
+        else:
+            module.input, module.sums = latent(inputs[0]), sums(inputs[0])
+            module.pad_value = PAD_VALUES[made.padding]
     return net
 
 
@@ -51,6 +68,13 @@ def binary_layers(net: nn.Module) -> Iterator[tuple[str, BinaryLinear | BinaryCo
     """(name, layer), for every binary layer."""
     for name, module in net.named_modules():
         if isinstance(module, BinaryLinear | BinaryConv2d):
+            yield name, module
+
+
+def binary_products(net: nn.Module) -> Iterator[tuple[str, BinaryProduct]]:
+    """(name, product), for every binary product of attention."""
+    for name, module in net.named_modules():
+        if isinstance(module, BinaryProduct):
             yield name, module
 
 
@@ -72,6 +96,8 @@ def harden(net: nn.Module, dtype: torch.dtype) -> nn.Module:
         layer.weight = SignWeight(layer.weight.signs(), rounded(layer.weight.hard_scale(), dtype))
         if layer.input is not None:
             _harden_input(layer, dtype)
+    for _, product in binary_products(net):
+        product.left, product.right = _fixed(product.left, dtype), _fixed(product.right, dtype)
     signs = {id(w.signs) for _, w in binary_weights(net)}
     for tensor in (*net.parameters(), *net.buffers()):
         if id(tensor) not in signs and tensor.is_floating_point():
@@ -81,14 +107,18 @@ def harden(net: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 def _harden_input(layer: BinaryLinear | BinaryConv2d, dtype: torch.dtype) -> None:
     """Fix a layer's threshold and scale; what a linear layer adds for its thresholds goes into its bias."""
-    learned = layer.input
-    threshold = None if learned.threshold is None else rounded(learned.threshold.detach(), dtype)
-    scale = learned.beta(layer.weight.scale.device).detach()
+    learned, fixed = layer.input, _fixed(layer.input, dtype)
     if learned.restored is not None:
         signs, alpha = layer.weight.units()
-        learned.threshold.copy_(threshold)
+        learned.threshold.copy_(fixed.threshold)
         layer.bias = nn.Parameter(layer.shifted_bias(signs, alpha).detach())
-    layer.input = SignInput(layer.axis, threshold, rounded(scale, dtype))
+    layer.input = fixed
+
+
+def _fixed(learned: LatentInput, dtype: torch.dtype) -> SignInput:
+    """The same threshold and scale, as the file will hold them."""
+    threshold = None if learned.threshold is None else rounded(learned.threshold.detach(), dtype)
+    return SignInput(learned.axes, threshold, rounded(learned.beta().detach(), dtype))
 
 
 def rounded(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

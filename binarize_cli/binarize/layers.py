@@ -21,7 +21,7 @@ PAD_VALUES = {"zero": 0, "plus": 1, "minus": -1}
 class BinaryLinear(nn.Module):
     """nn.Linear whose weights [out, in] come from `weight()`; its inputs, where binary, from `input(x)`."""
 
-    axis = -1  # of the input's channels
+    axes = (-1,)  # of the input's channels
 
     def __init__(self, linear: nn.Linear, weight: nn.Module):
         super().__init__()
@@ -54,7 +54,7 @@ class BinaryConv2d(nn.Module):
     Binary inputs are padded after they became signs: with 0, which is a third value, or with a chosen sign.
     """
 
-    axis = 1
+    axes = (1,)
 
     def __init__(self, conv: nn.Conv2d, weight: nn.Module):
         super().__init__()

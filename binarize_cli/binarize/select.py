@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from binarize_cli.binarize.layers import BINARY_FORM, is_candidate, kind
+from binarize_cli.binarize.products import BINARY_PRODUCT
 from binarize_cli.binarize.watch import watch
 from binarize_cli.errors import InputError, closest
 from binarize_cli.recipe import Layers
@@ -24,8 +25,9 @@ class Layer:
     name: str
     kind: str
     shape: list[int]
-    """Of the weights (of the largest tensor, where there are no weights)."""
+    """Of the weights (of the largest tensor, where there are no weights; empty for a product)."""
     binary: bool
+    """Whether its weights become signs; of a product of attention, whether its factors do."""
     why: str
     input: str = "float"
     """`1 bit` where the layer's inputs become signs, and whether they are one-sided."""
@@ -39,17 +41,25 @@ class Layer:
 
 
 def count_products(net: nn.Module, example: torch.Tensor) -> dict[str, int]:
-    """The multiplications for one image of each linear and convolution layer that a forward pass calls.
+    """The multiplications for one image of each layer, and product of attention, that a forward pass calls.
 
     In the order of the first calls.
     """
     counts: dict[str, int] = {}
 
-    def count(name: str, _: torch.Tensor, output: torch.Tensor) -> None:
-        counts[name] = counts.get(name, 0) + output[0].numel() * net.get_submodule(name).weight[0].numel()
+    def count(name: str, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        module = net.get_submodule(name)
+        each = module.weight[0].numel() if is_candidate(module) else inputs[0].shape[-1]
+        counts[name] = counts.get(name, 0) + output[0].numel() * each
 
-    watch(net, [name for name, m in net.named_modules() if is_candidate(m)], [example], count)
+    watched = [name for name, m in net.named_modules() if is_candidate(m) or is_product(m)]
+    watch(net, watched, [example], count)
     return counts
+
+
+def is_product(module: nn.Module) -> bool:
+    """Whether a module is a product of attention that is to be binary."""
+    return type(module) in BINARY_PRODUCT
 
 
 def select(net: nn.Module, rules: Layers, called: Sequence[str], heads: Sequence[str]) -> list[Layer]:
@@ -87,6 +97,8 @@ def _table(net: nn.Module, chosen: dict[str, str], kept: dict[str, str]) -> list
             rows.append(Layer(name, kind(module), list(module.weight.shape), True, chosen[name] + branch))
         elif is_candidate(module):
             rows.append(Layer(name, kind(module), list(module.weight.shape), False, kept[name]))
+        elif is_product(module):
+            rows.append(Layer(name, module.kind, [], True, "activation.attention: binary"))
         elif tensors and not list(module.children()):
             shape = list(max(tensors.values(), key=torch.Tensor.numel).shape)
             rows.append(Layer(name, kind(module), shape, False, getattr(module, "why", OTHER)))

@@ -72,6 +72,19 @@ class FloatSums(nn.Module):
         parts = [self._columns(seen[at], fixed, window) for at in _chunks(len(images), out * height * width)]
         return self._joined(plain, parts, (len(images), out, height, width))
 
+    def pairs(self, left: Tensor, right: Tensor) -> Tensor:
+        """[..., L, K] by [..., M, K], row by row -> [..., L, M]."""
+        if self.rule is None:
+            return left @ right.mT
+        rows, columns = left.detach().flatten(0, -3), right.detach().flatten(0, -3)
+        each = rows.shape[1] * columns.shape[1]
+        parts = [self._pairs(rows[at], columns[at]) for at in _chunks(len(rows), each)]
+        return self._joined(lambda: left @ right.mT, parts, (*left.shape[:-1], right.shape[-2]))
+
+    def _pairs(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """[n, L, K] by [n, M, K] -> [n, L, M]."""
+        return accumulate(lambda a, b: rows[..., a:b] @ columns[..., a:b].mT, rows.shape[-1], self.rule)
+
     def _rows(self, rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """[R, K] -> [R, out]."""
         return accumulate(lambda a, b: rows[:, a:b] @ weights[:, a:b].T, weights.shape[1], self.rule)

@@ -34,7 +34,9 @@ def contents(file: PackedFile) -> dict[str, Any]:
             "metadata": file.total_bytes - tensors,
         },
         "products": _products(layers),
-        "binary_weights": sum(math.prod(row["shape"]) for row in layers if row["bits"] == 1),
+        "binary_weights": sum(
+            math.prod(row["shape"]) for row in layers if row["name"] + BITS in file.tensors
+        ),
         "float32_bytes": float32,
         "ratio": round(float32 / file.total_bytes, 2),
         "accuracy": document["accuracy"],
@@ -53,7 +55,7 @@ def _owners(file: PackedFile) -> dict[str, list[str]]:
 
 
 def _layer(row: dict, tensors: list[str], file: PackedFile) -> dict[str, Any]:
-    binary = row["name"] + BITS in file.tensors
+    binary = row["name"] + BITS in file.tensors or row["name"] + ".left_scale" in file.tensors
     floats = [8 * file.tensors[n].itemsize for n in tensors if file.tensors[n].dtype.kind == "f"]
     return {
         "name": row["name"],
@@ -69,7 +71,7 @@ def _layer(row: dict, tensors: list[str], file: PackedFile) -> dict[str, Any]:
 
 
 def _products(layers: list[dict[str, Any]]) -> dict[str, int]:
-    """Multiplications of the linear and convolution layers for one image, by what is multiplied.
+    """Multiplications of the layers, and binary products of attention, for one image, by what is multiplied.
 
     `binary`: sign by sign, a bit operation; `signs`: a float by a sign, an addition; `float`: float by float.
     """

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from binarize_cli.binarize.convert import binary_layers, binary_weights
+from binarize_cli.binarize.convert import binary_layers, binary_products, binary_weights
 from binarize_cli.packed.bits import pack
-from binarize_cli.packed.format import BITS, INPUT_SCALE, INPUT_THRESHOLD, SCALE
+from binarize_cli.packed.format import BITS, SCALE, SIDES
 
 
 def packed_tensors(net: nn.Module) -> dict[str, np.ndarray]:
@@ -17,11 +17,14 @@ def packed_tensors(net: nn.Module) -> dict[str, np.ndarray]:
     for name, weight in binary_weights(net):
         tensors[name + BITS] = pack(weight.signs.cpu().numpy())
         tensors[name + SCALE] = narrowest(weight.scale)
-    for name, layer in binary_layers(net):
-        if layer.input is not None:
-            tensors[name + INPUT_SCALE] = narrowest(layer.input.scale)
-            if layer.input.threshold is not None:
-                tensors[name + INPUT_THRESHOLD] = narrowest(layer.input.threshold)
+    for name, module in (*binary_layers(net), *binary_products(net)):
+        for side in SIDES:
+            fixed = getattr(module, side, None)
+            if fixed is None:
+                continue
+            tensors[f"{name}.{side}_scale"] = narrowest(fixed.scale)
+            if fixed.threshold is not None:
+                tensors[f"{name}.{side}_threshold"] = narrowest(fixed.threshold)
     return tensors | {name: narrowest(tensor) for name, tensor in net.state_dict().items()}
 
 

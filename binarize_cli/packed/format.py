@@ -3,6 +3,7 @@
 <module>.weight_bits    uint8 [out, ceil(K / 8)], see `bits`
 <module>.weight_scale   [out]
 <module>.input_threshold, .input_scale   [in], []: the inputs are sign(x - threshold), in units of the scale
+<product>.left_threshold, .left_scale, .right_threshold, .right_scale   the same of the factors of q k^T, p v
 every other tensor under its state-dict name, float16 where that loses nothing
 __metadata__["bnnpp"]   one JSON document: format, model, preprocessing, method, task, recipe, layers ...
 """
@@ -25,8 +26,9 @@ from binarize_cli.files import atomic
 FORMAT = 1
 KEYS = {"model", "preprocessing", "method", "task", "recipe", "layers", "accuracy", "data", "provenance"}
 BITS, SCALE = ".weight_bits", ".weight_scale"
-INPUT_THRESHOLD, INPUT_SCALE = ".input_threshold", ".input_scale"
-OWN = (BITS, SCALE, INPUT_THRESHOLD, INPUT_SCALE)
+SIDES = ("input", "left", "right")
+"""What may be binary beside the weights: the input of a layer, the two factors of a product."""
+OWN = (BITS, SCALE, *(f".{side}_{part}" for side in SIDES for part in ("threshold", "scale")))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from binarize_cli.binarize.accumulator import Rule, accumulate
@@ -31,6 +30,15 @@ class IntegerSums(nn.Module):
         parts = [self._conv(some, kernels, window) for some in signs.split(max(1, CHUNK // each))]
         return torch.cat(parts).permute(0, 3, 1, 2).float()
 
+    def pairs(self, left: Tensor, right: Tensor) -> Tensor:
+        """[..., L, K] of +-1 by [..., M, K], row by row -> [..., L, M]."""
+        rows, columns = (side.to(torch.int8).flatten(0, -3) for side in (left, right))
+        if rows.device.type == "cpu":
+            sums = torch.stack([self._products(a, b) for a, b in zip(rows, columns, strict=True)])
+        else:
+            sums = self._products(rows, columns)
+        return sums.view(*left.shape[:-1], right.shape[-2]).float()
+
     def _conv(self, signs: Tensor, kernels: Tensor, window: Window) -> Tensor:
         """[n, C, H, W] by [out, K] -> [n, H', W', out]."""
         rows = patches(signs, window)  # [n, H', W', groups, K]
@@ -39,11 +47,11 @@ class IntegerSums(nn.Module):
         return torch.cat(done, 1).view(*rows.shape[:3], len(kernels))
 
     def _products(self, rows: Tensor, weights: Tensor) -> Tensor:
-        """int8 [R, K] by [out, K] -> int32 [R, out]."""
+        """int8 [..., R, K] by [..., out, K] -> int32 [..., R, out]."""
         if self.rule is None:
             return product(rows, weights)
-        length = weights.shape[1]
-        return accumulate(lambda a, b: product(rows[:, a:b], weights[:, a:b]), length, self.rule)[0]
+        length = weights.shape[-1]
+        return accumulate(lambda a, b: product(rows[..., a:b], weights[..., a:b]), length, self.rule)[0]
 
 
 def patches(signs: Tensor, window: Window) -> Tensor:
@@ -57,7 +65,10 @@ def patches(signs: Tensor, window: Window) -> Tensor:
 
 
 def product(rows: Tensor, weights: Tensor) -> Tensor:
-    """int8 [R, K] by int8 [out, K] -> int32 [R, out]: int8 instructions on a CPU, exact float32 elsewhere."""
+    """int8 [..., R, K] by [..., out, K] -> int32 [..., R, out].
+
+    By int8 instructions on a CPU, where it takes matrices alone; elsewhere by float32, which is exact.
+    """
     if rows.device.type == "cpu":
         return torch._int_mm(rows.contiguous(), weights.T)
-    return F.linear(rows.float(), weights.float()).to(torch.int32)
+    return (rows.float() @ weights.float().mT).to(torch.int32)

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from binarize_cli.binarize.accumulator import Rule
-from binarize_cli.binarize.activations import SignInput
+from binarize_cli.binarize.activations import Axes, SignInput
 from binarize_cli.binarize.blocks import binary_form
 from binarize_cli.binarize.convert import replace_layers
 from binarize_cli.binarize.layers import PAD_VALUES
+from binarize_cli.binarize.products import BINARY_PRODUCT
 from binarize_cli.errors import InputError
 from binarize_cli.models.build import build
 from binarize_cli.packed.bits import unpack
-from binarize_cli.packed.format import BITS, INPUT_SCALE, INPUT_THRESHOLD, OWN, SCALE, PackedFile
+from binarize_cli.packed.format import BITS, OWN, SCALE, PackedFile
 from binarize_cli.packed.integer import IntegerSums
 
 
@@ -58,15 +59,17 @@ def rebuild(file: PackedFile) -> nn.Module:
     model = file.document["model"]
     net = build(model["source"], model["name"], model["num_classes"], **model["kwargs"])
     made = file.document["recipe"].get("activation", {})  # a file of weights alone may not have it
-    net = binary_form(net, file.document["task"], made.get("blocks", "keep"))
+    net = binary_form(net, file.document["task"], made.get("blocks", "keep"), made.get("attention", "float"))
     tensors = {name: torch.from_numpy(array) for name, array in file.tensors.items()}
     names = [name.removesuffix(BITS) for name in tensors if name.endswith(BITS)]
     rest = {name: tensor for name, tensor in tensors.items() if not name.endswith(OWN)}
     try:
         replace_layers(net, names, lambda name, layer: _packed_weight(name, layer, tensors))
         for row in file.document["layers"]:
-            if row["name"] + INPUT_SCALE in tensors:
+            if row["name"] + ".input_scale" in tensors:
                 _binary_inputs(net.get_submodule(row["name"]), row, tensors, made["padding"])
+            elif row["name"] + ".left_scale" in tensors:
+                net.set_submodule(row["name"], _product(net.get_submodule(row["name"]), row, tensors))
         net.load_state_dict(rest)  # copies float16 into float32
     except (AttributeError, KeyError, ValueError, RuntimeError) as error:
         hint = "The file is damaged, or the model has changed in this version of its library."
@@ -77,15 +80,29 @@ def rebuild(file: PackedFile) -> nn.Module:
 
 def _binary_inputs(layer: nn.Module, row: dict, tensors: dict[str, Tensor], padding: str) -> None:
     """Inputs that become signs, sums in integers. A bias the model lacks holds what thresholds took."""
-    name = row["name"]
-    threshold = tensors.get(name + INPUT_THRESHOLD)
-    scale = tensors[name + INPUT_SCALE].float()
-    layer.input = SignInput(layer.axis, None if threshold is None else threshold.float(), scale)
-    rule = row["accumulator"]
-    layer.sums = IntegerSums(Rule(rule["overflow"], rule["shift"]) if rule else None)
+    layer.input, layer.sums = _input(row["name"], "input", layer.axes, tensors), _sums(row)
     layer.pad_value = PAD_VALUES[padding]
-    if layer.bias is None and name + ".bias" in tensors:
-        layer.bias = nn.Parameter(torch.zeros_like(tensors[name + ".bias"], dtype=torch.float32))
+    bias = row["name"] + ".bias"
+    if layer.bias is None and bias in tensors:
+        layer.bias = nn.Parameter(torch.zeros_like(tensors[bias], dtype=torch.float32))
+
+
+def _product(module: nn.Module, row: dict, tensors: dict[str, Tensor]) -> nn.Module:
+    """The binary form of a product of attention."""
+    sides = zip(("left", "right"), module.axes, strict=True)
+    inputs = [_input(row["name"], side, axes, tensors) for side, axes in sides]
+    return BINARY_PRODUCT[type(module)](*inputs, _sums(row))
+
+
+def _input(name: str, side: str, axes: Axes, tensors: dict[str, Tensor]) -> SignInput:
+    threshold = tensors.get(f"{name}.{side}_threshold")
+    scale = tensors[f"{name}.{side}_scale"].float()
+    return SignInput(axes, None if threshold is None else threshold.float(), scale)
+
+
+def _sums(row: dict) -> IntegerSums:
+    rule = row["accumulator"]
+    return IntegerSums(Rule(rule["overflow"], rule["shift"]) if rule else None)
 
 
 def _packed_weight(name: str, layer: nn.Module, tensors: dict[str, Tensor]) -> PackedWeight:

@@ -58,7 +58,7 @@ def products_sentence(products: Mapping[str, int]) -> str:
         for kind, text in words.items()
         if products[kind]
     ]
-    return f"Products of one image, in linear and convolution layers: {', '.join(parts)}."
+    return f"Products of one image, in the layers listed: {', '.join(parts)}."
 
 
 def accumulator_text(rule: Mapping | None) -> str:
@@ -78,7 +78,7 @@ def shape_text(shape: Sequence[int]) -> str:
 def layers_table(rows: Sequence[Mapping]) -> Table:
     """Every layer, binary or float and why, with totals; columns that the rows lack are left out."""
     binary = [row for row in rows if row.get("binary") or row.get("bits") == 1]
-    weights = sum(math.prod(row["shape"]) for row in binary)
+    weights = sum(math.prod(row["shape"]) for row in binary if row["shape"])  # a product has none
     total = sum(row.get("bytes", 0) for row in rows)
     columns = {
         "name": ("left", f"{len(rows)} layers", str),
