@@ -40,6 +40,9 @@ def test_a_table_has_a_row_a_method_and_recipe_over_seeds_and_is_read_the_second
     assert kept == ["epoch-0.pt", "epoch-0.pt"], "the teacher's logits, once a seed"
     second = bnnpp(*words, *flags, "--output", "all")
     assert second.code == 0 and "paper/bnn++" in second.out and second.err.count("finished before") == 6
+    assert "another command" not in second.err
+    third = bnnpp(*words, *flags, "--lr", 0.1, "--output", "all")
+    assert third.code == 0 and third.err.count("that was another command: bnnpp binarize digits_resnet") == 6
 
 
 def test_tasks_make_a_row_each(bnnpp, empty, tiny):

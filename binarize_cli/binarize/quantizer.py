@@ -183,5 +183,6 @@ class ActivationQuantizer(Quantizer):
 
     def spread(self, scale: Tensor, normaliser: Tensor) -> Tensor:
         """mean |F| of Gaussian inputs of that magnitude, so that the magnitude is kept at every progress."""
-        typical = self.typical.to(scale.device) * (scale.detach() / normaliser)
-        return self.F(typical).abs().mean().clamp_min(TINY)
+        if self.typical.device != scale.device:
+            self.typical = self.typical.to(scale.device)
+        return self.F(self.typical * (scale.detach() / normaliser)).abs().mean().clamp_min(TINY)

@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from binarize_cli.cli import options as o
-from binarize_cli.console import page, result, say
+from binarize_cli.console import page, result, say, warn
 from binarize_cli.errors import InputError
 from binarize_cli.files import RunFolder
 
@@ -57,8 +57,9 @@ def compare(
 ) -> None:
     """One table of several methods on the same model and data: a run for each method and seed.
 
-    All other flags are those of 'bnnpp binarize'. A run that has finished is read, not repeated; one that
-    was interrupted is resumed. The float model's logits are computed once, for all runs of a seed.
+    All other flags are those of 'bnnpp binarize'. A run that has finished is read, not repeated, with a
+    warning if another command made it; one that was interrupted is resumed. The float model's logits are
+    computed once, for all runs of a seed.
 
     bnnpp compare digits_vit --methods all --seeds 0,1,2
 
@@ -110,25 +111,18 @@ def _seeds(text: str) -> list[int]:
 def _report(context: typer.Context, model: str, entry: Entry, seed: int, folder: Path) -> dict[str, Any]:
     """The report of one run: finished before, or made now by `bnnpp binarize`, called as a user would."""
     run = RunFolder(folder / f"{entry.folder}-{seed}")
+    places = ["--output", str(run.path), "--teacher-logits", str(folder / "teacher")]
+    words = ["binarize", model, *entry.flags, "--seed", str(seed), *places, *context.args]
     if run.finished:
+        document = json.loads(run.report.read_text())
         say(f"{entry.label}, seed {seed}: finished before, in {run.path}")
-    else:
-        words = [
-            "binarize",
-            model,
-            *entry.flags,
-            "--seed",
-            str(seed),
-            "--output",
-            str(run.path),
-            "--teacher-logits",
-            str(folder / "teacher"),
-            *context.args,
-        ]
-        if run.started:
-            words.append("--resume")
-        say(f"{entry.label}, seed {seed}: bnnpp {shlex.join(words)}")
-        _call(words)
+        if (made := document["command"].removesuffix(" --resume")) != f"bnnpp {shlex.join(words)}":
+            warn(f"{entry.label}, seed {seed}: that was another command: {made}")
+        return document
+    if run.started:
+        words.append("--resume")
+    say(f"{entry.label}, seed {seed}: bnnpp {shlex.join(words)}")
+    _call(words)
     return json.loads(run.report.read_text())
 
 
