@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from binarize_cli.binarize.accumulator import Rule
 from binarize_cli.binarize.activations import Axes, SignInput, above
 from binarize_cli.binarize.layers import BINARY_FORM, PAD_VALUES
-from binarize_cli.binarize.products import BINARY_PRODUCT
+from binarize_cli.binarize.products import BINARY_PRODUCT, is_product
 from binarize_cli.binarize.sums import FloatSums
 from binarize_cli.binarize.watch import watch
 from binarize_cli.binarize.weights import SignWeight
@@ -83,7 +83,7 @@ def calibrate(
 
 def axes_of(module: nn.Module) -> tuple[Axes, ...]:
     """The axes of the channels of each input of a float layer or product that is to be binary."""
-    return module.axes if type(module) in BINARY_PRODUCT else (BINARY_FORM[type(module)].axes,)
+    return module.axes if is_product(module) else (BINARY_FORM[type(module)].axes,)
 
 
 def _moments(x: Tensor, axes: Axes) -> Tensor:
@@ -125,7 +125,7 @@ def _signs(module: nn.Module, stats: Sequence[InputStats], recipe: Recipe) -> nn
     """A layer of signs for a float layer, a product of signs for a float product; without sums."""
     learned, one = recipe.activation.threshold == "learned", torch.ones_like(stats[0].magnitude)
     inputs = [SignInput(found.axes, found.mean if learned else None, one) for found in stats]
-    if type(module) in BINARY_PRODUCT:
+    if is_product(module):
         return BINARY_PRODUCT[type(module)](*inputs)
     layer = BINARY_FORM[type(module)](module, SignWeight(sign(module.weight), one.expand(len(module.weight))))
     layer.input, layer.pad_value = inputs[0], PAD_VALUES[recipe.activation.padding]

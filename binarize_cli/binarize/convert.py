@@ -17,7 +17,7 @@ from binarize_cli.binarize.layers import (
     BinaryLinear,
     is_candidate,
 )
-from binarize_cli.binarize.products import BINARY_PRODUCT, BinaryProduct
+from binarize_cli.binarize.products import BINARY_PRODUCT, BinaryProduct, is_product
 from binarize_cli.binarize.quantizer import WeightQuantizer
 from binarize_cli.binarize.select import Layer
 from binarize_cli.binarize.sums import FloatSums
@@ -55,7 +55,7 @@ def binarize_inputs(
 
     for name, inputs in stats.items():
         module = net.get_submodule(name)
-        if type(module) in BINARY_PRODUCT:
+        if is_product(module):
             product = BINARY_PRODUCT[type(module)](*map(latent, inputs), sums(inputs[0]))
             net.set_submodule(name, product)
         else:

@@ -71,6 +71,11 @@ class BinaryMix(BinaryProduct):
 BINARY_PRODUCT = {Scores: BinaryScores, Mix: BinaryMix}
 
 
+def is_product(module: nn.Module) -> bool:
+    """Whether a module is a product of attention that is to be binary."""
+    return type(module) in BINARY_PRODUCT
+
+
 class Products(nn.Module):
     """softmax(q k^T / sqrt(d)) v for q, k and v [N, heads, L, d]."""
 

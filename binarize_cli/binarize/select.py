@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from binarize_cli.binarize.layers import BINARY_FORM, is_candidate, kind
-from binarize_cli.binarize.products import BINARY_PRODUCT
+from binarize_cli.binarize.products import is_product
 from binarize_cli.binarize.watch import watch
 from binarize_cli.errors import InputError, closest
 from binarize_cli.recipe import Layers
@@ -55,11 +55,6 @@ def count_products(net: nn.Module, example: torch.Tensor) -> dict[str, int]:
     watched = [name for name, m in net.named_modules() if is_candidate(m) or is_product(m)]
     watch(net, watched, [example], count)
     return counts
-
-
-def is_product(module: nn.Module) -> bool:
-    """Whether a module is a product of attention that is to be binary."""
-    return type(module) in BINARY_PRODUCT
 
 
 def select(net: nn.Module, rules: Layers, called: Sequence[str], heads: Sequence[str]) -> list[Layer]:
