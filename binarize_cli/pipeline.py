@@ -10,7 +10,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 import torch
-from torch import nn
 
 from binarize_cli import ranks
 from binarize_cli.binarize.calibrate import IMAGES, InputStats, calibrate
@@ -249,15 +248,17 @@ def make_hard(this: Run) -> None:
             if isinstance(module, FloatSums):
                 module.count_anew()
         this.accuracy["hard"] = this.score(this.net)
-        this.table = [with_overflow(row, this.net) for row in this.table]
+        this.table = [with_overflow(this, row) for row in this.table]
 
 
-def with_overflow(row: Layer, net: nn.Module) -> Layer:
+def with_overflow(this: Run, row: Layer) -> Layer:
     """The row of a layer with an int8 accumulator, and the share of its sums that overflowed in scoring."""
     if row.accumulator is None:
         return row
-    share = net.get_submodule(row.name).sums.overflowed
-    return replace(row, accumulator={**row.accumulator, "overflowed": round(share, 8)})
+    counter = this.net.get_submodule(row.name).sums
+    counts = torch.tensor([counter.overflows, counter.sums], dtype=torch.float64, device=this.device)
+    overflows, sums = ranks.reduce_sum(counts).tolist()
+    return replace(row, accumulator={**row.accumulator, "overflowed": round(overflows / sums, 8)})
 
 
 def ship(this: Run) -> tuple[PackedFile, Agreement]:

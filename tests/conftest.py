@@ -118,7 +118,9 @@ def make_trainer() -> Callable[..., Any]:
     """A small fine-tuning, built as `pipeline` builds it: an embedded model on a few digits."""
     import torch
 
-    from binarize_cli.binarize.convert import binarize
+    from binarize_cli.binarize.blocks import binary_form
+    from binarize_cli.binarize.calibrate import calibrate
+    from binarize_cli.binarize.convert import binarize, binarize_inputs
     from binarize_cli.binarize.quantizer import WeightQuantizer
     from binarize_cli.data.digits import open_digits
     from binarize_cli.data.loaders import Batches, train_transform
@@ -137,6 +139,7 @@ def make_trainer() -> Callable[..., Any]:
         method: str = "bnn++",
         model: str = "digits_resnet",
         *,
+        task: str = "bw",
         images: int = 32,
         score: Callable = lambda net: Scored(),
         objective: Callable | None = None,
@@ -146,12 +149,17 @@ def make_trainer() -> Callable[..., Any]:
         """Batches of 8, the same random weights each time; `train` are keys of that section of a recipe."""
         torch.manual_seed(0)
         rule = Train(**{"epochs": 1, "batch_size": 8, "amp": "off", "lr": 1e-3, **train})
-        recipe = Recipe(method=method, train=rule)
+        recipe = Recipe(method=method, task=task, train=rule)
         float_model = load(resolve(model), pretrained=False)
         net, quantizer = float_model.net, None
         if method != "float":
             quantizer = WeightQuantizer(recipe)
-            binarize(net, choose_layers(net, float_model, recipe), quantizer)
+            net = binary_form(net, task, "bi-real", "float")
+            table, stats = choose_layers(net, float_model, recipe), {}
+            if task != "bw":
+                names = [row.name for row in table if row.binary]
+                stats = calibrate(net, names, [torch.rand(8, 1, 8, 8)], recipe)
+            binarize_inputs(binarize(net, table, quantizer), stats, quantizer, recipe)
         if rule.sync_batchnorm:
             synchronise(net, torch.device("cpu"))
         split = source.train.subset(range(0, len(source.train), len(source.train) // images)[:images])

@@ -295,6 +295,8 @@ SETTINGS = {
     "transformer": {"model": "digits_vit", "method": "bnn++"},
     "BatchNorm": {"model": "digits_resnet", "method": "bnn++", "sync_batchnorm": True},
     "mixed, averaged": {"model": "digits_vit", "method": "bc", "mixup": 0.4, "cutmix": 0.4, "ema": 0.5},
+    "binary inputs": {"model": "digits_vit", "method": "bnn++", "task": "bwa"},
+    "int8 sums": {"model": "digits_vit", "method": "bnn++", "task": "bwaa", "harden": 0.0},
     "map after the step": {"model": "digits_vit", "method": "pq"},
     "map before the step": {"model": "digits_vit", "method": "rpc"},
 }
