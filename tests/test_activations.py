@@ -16,7 +16,7 @@ from torch import nn
 
 from binarize_cli.binarize.accumulator import Rule
 from binarize_cli.binarize.activations import LatentInput, SignInput
-from binarize_cli.binarize.blocks import BiRealBlock, rewrite_blocks
+from binarize_cli.binarize.blocks import BiRealBlock, RPReLU, rewrite_blocks
 from binarize_cli.binarize.calibrate import InputStats, calibrate
 from binarize_cli.binarize.convert import binarize, binarize_inputs, binary_layers, harden
 from binarize_cli.binarize.layers import BinaryConv2d, BinaryLinear
@@ -274,6 +274,27 @@ def test_rewritten_blocks_compute_the_same_and_keep_the_layers_names(net, blocks
     assert sorted(names) == sorted(
         n for n, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d)
     )
+
+
+def test_the_gradient_of_rprelu_is_autograds_own():
+    x, *moves = (draw(3, 4, 5, 2, seed=9), draw(4), draw(4, seed=1), draw(4, seed=2))
+    with torch.no_grad():
+        x[0, 0, 0, 0] = moves[0][0]  # at the kink: PReLU has the slope of the left side there
+    arguments = [t.double().requires_grad_() for t in (x, *moves)]
+    layer = RPReLU(4).double()
+    expected = nn.functional.prelu(arguments[0] - arguments[1].view(-1, 1, 1), arguments[2])
+    expected = expected + arguments[3].view(-1, 1, 1)
+    weights = draw(3, 4, 5, 2, seed=4).double()
+    expected_gradients = torch.autograd.grad((expected * weights).sum(), arguments)
+    parameters = (layer.move_in, layer.slope, layer.move_out)
+    with torch.no_grad():
+        for parameter, value in zip(parameters, arguments[1:], strict=True):
+            parameter.copy_(value)
+    found = layer(arguments[0])
+    torch.testing.assert_close(found, expected)
+    gradients = torch.autograd.grad((found * weights).sum(), (arguments[0], *parameters))
+    for gradient, wanted in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, wanted)
 
 
 def test_blocks_with_more_in_them_are_left_alone():

@@ -29,8 +29,26 @@ class RPReLU(nn.Module):
         self.move_out = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W]
-        moved = x - self.move_in.view(-1, 1, 1)
-        return F.prelu(moved, self.slope) + self.move_out.view(-1, 1, 1)
+        return _RPReLU.apply(x, self.move_in, self.slope, self.move_out)
+
+
+class _RPReLU(torch.autograd.Function):
+    """The operation of RPReLU. Its gradient here takes half the passes over memory that autograd's takes."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, move_in: Tensor, slope: Tensor, move_out: Tensor) -> Tensor:
+        moved = x - move_in.view(-1, 1, 1)
+        ctx.save_for_backward(moved, slope)
+        return F.prelu(moved, slope) + move_out.view(-1, 1, 1)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        moved, slope = ctx.saved_tensors
+        above = torch.ops.aten.threshold_backward(grad, moved, 0)  # grad where moved > 0
+        below = grad - above
+        to_x = torch.addcmul(above, below, slope.view(-1, 1, 1))
+        to_slope = (below * moved).sum((0, 2, 3))
+        return to_x, -to_x.sum((0, 2, 3)), to_slope, grad.sum((0, 2, 3))
 
 
 class BiRealBlock(nn.Module):
