@@ -16,9 +16,15 @@ from torch import nn
 
 from binarize_cli.binarize.accumulator import Rule
 from binarize_cli.binarize.activations import LatentInput, SignInput
-from binarize_cli.binarize.blocks import BiRealBlock, RPReLU, rewrite_blocks
+from binarize_cli.binarize.blocks import BiRealBlock, RPReLU, binary_form, rewrite_blocks
 from binarize_cli.binarize.calibrate import InputStats, calibrate
-from binarize_cli.binarize.convert import binarize, binarize_inputs, binary_layers, harden
+from binarize_cli.binarize.convert import (
+    binarize,
+    binarize_inputs,
+    binary_layers,
+    binary_products,
+    harden,
+)
 from binarize_cli.binarize.layers import BinaryConv2d, BinaryLinear
 from binarize_cli.binarize.quantizer import WeightQuantizer
 from binarize_cli.binarize.select import count_products, select
@@ -312,10 +318,13 @@ def test_the_blocks_of_a_network_are_its_outermost_repeated_parts():
 
 
 def trained_network(model: str, rule: Recipe):
-    """A network with binary inputs whose thresholds have moved away from where they began."""
+    """A network with binary inputs whose thresholds have moved away from where they began.
+
+    Returns it with its quantizer and what the calibration found.
+    """
     torch.manual_seed(0)
     found = load(resolve(model), pretrained=True)
-    net = rewrite_blocks(found.net)
+    net = binary_form(found.net, rule.task, rule.activation.blocks, rule.activation.attention)
     example = torch.zeros(2, 1, 8, 8)
     table = select(
         net, rule.layers, list(count_products(net, example)), ["head" if "vit" in model else "linear"]
@@ -328,13 +337,11 @@ def trained_network(model: str, rule: Recipe):
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(0.01 * torch.randn_like(parameter))
-    return net.eval(), quantizer
+    return net.eval(), quantizer, stats
 
 
-@pytest.mark.parametrize("task", ["bwa", "bwaa"])
-@pytest.mark.parametrize("model", ["digits_vit", "digits_resnet"])
-def test_the_hard_network_computes_what_training_did_and_integers_give_the_same_sums(model, task):
-    net, quantizer = trained_network(model, recipe(task))
+def check_hard_and_integers(net: nn.Module, quantizer: WeightQuantizer) -> None:
+    """The hard network computes what the latent one does, and with integers the same to the bit."""
     x = torch.rand(4, 1, 8, 8)
     quantizer.hard = True
     trained = net(x).detach()
@@ -343,8 +350,16 @@ def test_the_hard_network_computes_what_training_did_and_integers_give_the_same_
     expected = fixed(x)
     for _, layer in binary_layers(fixed):
         assert isinstance(layer.input, SignInput)
-        layer.sums = IntegerSums(layer.sums.rule)
+    for _, module in (*binary_layers(fixed), *binary_products(fixed)):
+        module.sums = IntegerSums(module.sums.rule)
     assert torch.equal(fixed(x), expected)
+
+
+@pytest.mark.parametrize("task", ["bwa", "bwaa"])
+@pytest.mark.parametrize("model", ["digits_vit", "digits_resnet"])
+def test_the_hard_network_computes_what_training_did_and_integers_give_the_same_sums(model, task):
+    net, quantizer, _ = trained_network(model, recipe(task))
+    check_hard_and_integers(net, quantizer)
 
 
 def test_products_are_counted_for_one_image():

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import copy
 import json
 
 import numpy as np
 import pytest
 import timm
 import torch
-from test_activations import RULES, adversarial, draw, reference_linear, signs
+from test_activations import (
+    RULES,
+    adversarial,
+    check_hard_and_integers,
+    draw,
+    reference_linear,
+    signs,
+    trained_network,
+)
 from torch import nn
 from torchvision.models.vision_transformer import EncoderBlock
 
 from binarize_cli.binarize.accumulator import Rule
 from binarize_cli.binarize.activations import LatentInput, SignInput
 from binarize_cli.binarize.attention import OpenAttention, open_products, split_attention
-from binarize_cli.binarize.calibrate import calibrate
-from binarize_cli.binarize.convert import binarize, binarize_inputs, binary_layers, binary_products, harden
+from binarize_cli.binarize.convert import binary_products
 from binarize_cli.binarize.products import BinaryMix, BinaryScores
-from binarize_cli.binarize.quantizer import WeightQuantizer
-from binarize_cli.binarize.select import count_products, select
+from binarize_cli.binarize.select import count_products
 from binarize_cli.binarize.sums import FloatSums
 from binarize_cli.errors import InputError
 from binarize_cli.models.load import load
@@ -142,23 +147,8 @@ def test_bare_factors_are_signs_alone():
     assert torch.equal(BinaryMix(*bare, FloatSums())(p, k), plus_minus[0] @ plus_minus[2])
 
 
-def opened(rule: Recipe):
-    """digits_vit with binary layers and products, thresholds moved away from where they began."""
-    torch.manual_seed(0)
-    net = open_products(load(resolve("digits_vit"), pretrained=True).net)
-    counts = count_products(net, torch.zeros(2, 1, 8, 8))
-    table = select(net, rule.layers, list(counts), ["head"])
-    quantizer = WeightQuantizer(rule)
-    stats = calibrate(net, [row.name for row in table if row.binary], [torch.rand(32, 1, 8, 8)], rule)
-    binarize_inputs(binarize(net, table, quantizer), stats, quantizer, rule)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.add_(0.01 * torch.randn_like(parameter))
-    return net.eval(), quantizer, stats
-
-
 def test_calibration_finds_probabilities_one_sided_and_queries_not():
-    net, _, stats = opened(recipe())
+    net, _, stats = trained_network("digits_vit", recipe())
     scores, mix = stats["blocks.0.attn.products.scores"], stats["blocks.0.attn.products.mix"]
     assert [found.one_sided for found in (*scores, *mix)] == [False, False, True, False]
     torch.testing.assert_close(mix[0].mean, torch.full((4,), 1 / 16))  # a row of 16 sums to 1
@@ -169,7 +159,7 @@ def test_calibration_finds_probabilities_one_sided_and_queries_not():
 
 
 def test_every_factor_gets_a_gradient():
-    net, quantizer, _ = opened(recipe())
+    net, quantizer, _ = trained_network("digits_vit", recipe())
     quantizer.hard = True
     net(torch.rand(4, 1, 8, 8)).square().sum().backward()
     for _, product in binary_products(net):
@@ -182,16 +172,9 @@ def test_every_factor_gets_a_gradient():
 
 @pytest.mark.parametrize("task", ["bwa", "bwaa"])
 def test_the_hard_network_computes_what_training_did_and_integers_give_the_same_sums(task):
-    net, quantizer, _ = opened(recipe(task))
-    x = torch.rand(4, 1, 8, 8)
-    quantizer.hard = True
-    trained = net(x).detach()
-    hard = harden(copy.deepcopy(net), torch.float32)
-    torch.testing.assert_close(hard(x), trained, rtol=1e-4, atol=1e-4)
-    expected = hard(x)
-    for _, module in (*binary_layers(hard), *binary_products(hard)):
-        module.sums = IntegerSums(module.sums.rule)
-    assert torch.equal(hard(x), expected)
+    net, quantizer, _ = trained_network("digits_vit", recipe(task))
+    assert len(list(binary_products(net))) == 8
+    check_hard_and_integers(net, quantizer)
 
 
 # --- the command line --------------------------------------------------------------------------------------

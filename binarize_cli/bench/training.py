@@ -63,9 +63,11 @@ class Setting:
         """Of the float model, or of the model binarized for a task; no teacher, whose cost is not theirs."""
         model = copy.deepcopy(self.model)
         adapt_head(model, self.source.classes)
-        net, quantizer, batches = split_attention(model.net), None, self._batches()
-        if kind != FLOAT:
-            net, quantizer = self._binarized(net, model, kind, batches)
+        batches = self._batches()
+        if kind == FLOAT:
+            net, quantizer = split_attention(model.net), None
+        else:
+            net, quantizer = self._binarized(model, kind, batches)
         rule = self.recipe.train
         return Trainer(
             place(net, self.device),
@@ -82,11 +84,11 @@ class Setting:
         )
 
     def _binarized(
-        self, net: torch.nn.Module, model: FloatModel, task: str, batches: Batches
+        self, model: FloatModel, task: str, batches: Batches
     ) -> tuple[torch.nn.Module, WeightQuantizer]:
         """The network as `bnnpp binarize --task` trains it, calibrated on one batch."""
         recipe = self.recipe.model_copy(update={"task": task})
-        net = binary_form(net, task, recipe.activation.blocks, recipe.activation.attention)
+        net = binary_form(model.net, task, recipe.activation.blocks, recipe.activation.attention)
         table, quantizer, stats = choose_layers(net, model, recipe), WeightQuantizer(recipe), {}
         if task != "bw":
             images, _ = next(iter(batches.epoch(0)))

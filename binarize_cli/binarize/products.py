@@ -50,7 +50,7 @@ class BinaryScores(BinaryProduct):
         (q, beta_q), (k, beta_k) = self.left(q), self.right(k)
         y = self.sums.pairs(q, k) * (beta_q * beta_k)
         t = self.left.threshold
-        return y if t is None else y + beta_k * (k * aligned(t, k, (1, -1))).sum(-1).unsqueeze(-2)
+        return y if t is None else y + beta_k * (k * aligned(t, k, self.left.axes)).sum(-1).unsqueeze(-2)
 
 
 class BinaryMix(BinaryProduct):
@@ -64,8 +64,8 @@ class BinaryMix(BinaryProduct):
         y = self.sums.pairs(p, v.mT) * (beta_p * beta_v)
         t_p, t_v = self.left.threshold, self.right.threshold
         if t_p is not None:
-            y = y + aligned(t_p, p, (1,)) * beta_v * v.sum(-2, keepdim=True)
-        return y if t_v is None else y + aligned(t_v, v, (1, -1))
+            y = y + aligned(t_p, p, self.left.axes) * beta_v * v.sum(-2, keepdim=True)
+        return y if t_v is None else y + aligned(t_v, v, self.right.axes)
 
 
 BINARY_PRODUCT = {Scores: BinaryScores, Mix: BinaryMix}
