@@ -29,6 +29,7 @@ from binarize_cli.binarize.layers import BinaryConv2d, BinaryLinear
 from binarize_cli.binarize.quantizer import WeightQuantizer
 from binarize_cli.binarize.select import count_products, select
 from binarize_cli.binarize.sums import FloatSums, Window
+from binarize_cli.binarize.tiles import conv_in_tiles, linear_in_tiles, pairs_in_tiles
 from binarize_cli.binarize.weights import LatentWeight
 from binarize_cli.models.load import load
 from binarize_cli.models.names import resolve
@@ -120,7 +121,7 @@ def test_chunks_do_not_change_the_sums(monkeypatch):
     x, w = signs(9, 8, 10, 10), signs(6, 8, 3, 3, seed=1)
     window = Window((3, 3), (1, 1), (1, 1), 1)
     whole = FloatSums(Rule("saturate")).conv(x, w, window)
-    monkeypatch.setattr("binarize_cli.binarize.sums.CHUNK", 1000)
+    monkeypatch.setattr("binarize_cli.binarize.tiles.CHUNK", 1000)
     monkeypatch.setattr("binarize_cli.packed.integer.CHUNK", 1000)
     assert torch.equal(FloatSums(Rule("saturate")).conv(x, w, window), whole)
     assert torch.equal(IntegerSums(Rule("saturate")).conv(x, w, window), whole)
@@ -135,7 +136,39 @@ def test_gradients_go_straight_through_where_nothing_overflowed_and_overflows_ar
     assert y[0].tolist() == [127] * 3 and y[1].tolist() == [0] * 3
     y.sum().backward()
     assert torch.equal(x.grad, torch.stack([torch.zeros(300), torch.full((300,), 3.0)]))
+    assert sums.sums == 0  # training does not count
+    with torch.no_grad():
+        sums.linear(x, w)
     assert (int(sums.overflows), sums.sums) == (3, 6)
+
+
+@pytest.mark.parametrize(
+    "groups,stride,dilation", [(1, (1, 1), (1, 1)), (2, (2, 1), (1, 2)), (8, (1, 1), (1, 1))]
+)
+def test_the_gradient_of_a_convolution_in_tiles_is_that_of_the_plain_one_where_nothing_overflowed(
+    groups, stride, dilation
+):
+    x, w = signs(2, 8, 9, 9).requires_grad_(), signs(16, 8 // groups, 5, 5, seed=1).requires_grad_()
+    y, overflowed = conv_in_tiles(x, w, stride, dilation, groups, "saturate", 0)
+    grad = draw(*y.shape, seed=2) * ~overflowed
+    plain = torch.nn.functional.conv2d(x, w, None, stride, 0, dilation, groups)
+    for found, expected in zip(
+        torch.autograd.grad(y, (x, w), grad), torch.autograd.grad(plain, (x, w), grad), strict=True
+    ):
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    "operator,inputs",
+    [
+        (linear_in_tiles, lambda: (signs(5, 200), signs(3, 200, seed=1))),
+        (pairs_in_tiles, lambda: (signs(4, 5, 200), signs(4, 3, 200, seed=1))),
+        (conv_in_tiles, lambda: (signs(2, 8, 9, 9), signs(6, 4, 3, 3, seed=1), (2, 1), (1, 1), 2)),
+    ],
+)
+def test_operators_keep_the_rules_of_torch_compile(operator, inputs):
+    given = [x.requires_grad_() if isinstance(x, torch.Tensor) else x for x in inputs()]
+    torch.library.opcheck(operator, (*given, "saturate", 1))
 
 
 # --- binary inputs -----------------------------------------------------------------------------------------

@@ -52,14 +52,22 @@ def test_bench_refuses_as_binarize_does(bnnpp, empty):
     assert left.code == 2 and "digits_vit" in left.err
 
 
-@pytest.mark.parametrize("method", ["bnn++", "pc"])
+@pytest.mark.parametrize(
+    "method,model,task",
+    [
+        ("bnn++", "digits_vit", "bw"),
+        ("pc", "digits_vit", "bw"),
+        ("bnn++", "digits_vit", "bwaa"),
+        ("bnn++", "digits_resnet", "bwaa"),
+    ],
+)
 def test_a_compiled_network_is_one_graph_while_parameters_move_and_one_more_when_hard(
-    method, make_trainer, tmp_path, monkeypatch
+    method, model, task, make_trainer, tmp_path, monkeypatch
 ):
     """One graph without breaks, and the numbers of the network that is not compiled."""
     from torch._dynamo.testing import CompileCounter
 
-    fine_tuning = make_trainer(tmp_path, method, "digits_vit")
+    fine_tuning = make_trainer(tmp_path, method, model, task=task)
     net, quantizer = fine_tuning.net, fine_tuning.quantizer
     counter, whole = CompileCounter(), torch.compile
     monkeypatch.setattr(torch, "compile", lambda net: whole(net, backend=counter, fullgraph=True))

@@ -47,8 +47,12 @@ def test_a_table_has_a_row_a_method_and_recipe_over_seeds_and_is_read_the_second
 
 def test_tasks_make_a_row_each(bnnpp, empty, tiny):
     flags = ("--data-dir", tiny, "--no-pretrained", "--epochs", 0, "--json", "--output", "all")
-    rows = json.loads(bnnpp("compare", "digits_resnet", "--methods", "bc", "--tasks", "bw,bwaa", *flags).out)
-    assert [row["row"] for row in rows["rows"]] == ["bc bw", "bc bwaa"]
+    both = ("--methods", "bc", "--recipes", "paper/binary-activations/bc")
+    rows = json.loads(bnnpp("compare", "digits_resnet", *both, "--tasks", "bw,bwaa", *flags).out)["rows"]
+    bare = "paper/binary-activations/bc"
+    assert [row["row"] for row in rows] == ["bc bw", "bc bwaa", f"{bare} bw", f"{bare} bwaa"]
+    report = json.loads((empty / "all" / "paper-binary-activations-bc-bwaa-0" / "report.json").read_text())
+    assert (report["task"], report["recipe"]["activation"]["threshold"]) == ("bwaa", "none")
     for task, recipe in (("bw", "default"), ("bwaa", "binary-activations")):
         report = json.loads((empty / "all" / f"bc-{task}-0" / "report.json").read_text())
         assert report["task"] == task

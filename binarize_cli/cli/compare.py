@@ -27,7 +27,7 @@ SCORES = ("float", "soft", "hard", "packed")
 
 @dataclass(frozen=True)
 class Entry:
-    """One row: a method with the default recipe of a task, or a recipe."""
+    """One row: a method with the default recipe of its task, or a recipe; in the task asked for."""
 
     label: str
     flags: tuple[str, ...]
@@ -95,10 +95,11 @@ def _entries(methods: str | None, recipes: str | None, tasks: str | None) -> lis
     if not (names or files):
         hint = "For instance --methods all, or --methods bc,bnn++."
         raise InputError("nothing to compare: give --methods or --recipes", hint=hint)
-    own = [Entry(name, ("--method", name)) for name in names]
-    if chosen:
-        own = [Entry(f"{e.label} {task}", (*e.flags, "--task", task)) for e in own for task in chosen]
-    return own + [Entry(file, ("--recipe", file)) for file in files]
+    rows = [Entry(name, ("--method", name)) for name in names]
+    rows += [Entry(file, ("--recipe", file)) for file in files]
+    if not chosen:
+        return rows
+    return [Entry(f"{row.label} {task}", (*row.flags, "--task", task)) for row in rows for task in chosen]
 
 
 def _seeds(text: str) -> list[int]:

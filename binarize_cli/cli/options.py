@@ -33,7 +33,8 @@ ImgSize = Annotated[int | None, model("--img-size", help="Input size, for models
 Method = Annotated[str | None, train("--method", help="See 'bnnpp methods'. Default: bnn++.")]
 Task = Annotated[str | None, train("--task", help="bw, bwa (binary activations too), bwaa (int8 sums).")]
 Tasks = Annotated[
-    str | None, train("--tasks", help="Tasks, with commas between: bw,bwa,bwaa.", metavar="A,B,...")
+    str | None,
+    train("--tasks", help="Tasks, with commas between: bw,bwa,bwaa.", metavar="A,B,..."),
 ]
 RecipeName = Annotated[
     str | None,

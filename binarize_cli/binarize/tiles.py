@@ -1,0 +1,138 @@
+"""Sums tile by tile under a rule for the accumulator, as operators with a straight-through gradient.
+
+The gradient is that of the plain sums, where nothing overflowed. They are operators to PyTorch, so that
+torch.compile calls them as they are: their loops, traced, would take it minutes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.library import custom_op
+
+from binarize_cli.binarize.accumulator import Rule, accumulate
+
+CHUNK = 2**20  # sums under way at a time: what bounds the memory of tiles
+
+
+@custom_op("bnnpp::linear_in_tiles", mutates_args=())
+def linear_in_tiles(rows: Tensor, weights: Tensor, overflow: str, shift: int) -> tuple[Tensor, Tensor]:
+    """[R, K] by [out, K] -> the sums [R, out], and where they overflowed on the way (bool)."""
+
+    def sums(rows: Tensor) -> tuple[Tensor, Tensor]:
+        return accumulate(
+            lambda a, b: rows[:, a:b] @ weights[:, a:b].T, weights.shape[1], Rule(overflow, shift)
+        )
+
+    return _by_chunks(sums, len(weights), rows)
+
+
+@custom_op("bnnpp::pairs_in_tiles", mutates_args=())
+def pairs_in_tiles(left: Tensor, right: Tensor, overflow: str, shift: int) -> tuple[Tensor, Tensor]:
+    """[n, L, K] by [n, M, K], row by row -> the sums [n, L, M], and where they overflowed (bool)."""
+
+    def sums(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        return accumulate(
+            lambda a, b: left[..., a:b] @ right[..., a:b].mT, left.shape[-1], Rule(overflow, shift)
+        )
+
+    return _by_chunks(sums, left.shape[1] * right.shape[1], left, right)
+
+
+@custom_op("bnnpp::conv_in_tiles", mutates_args=())
+def conv_in_tiles(
+    images: Tensor,
+    weights: Tensor,
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    overflow: str,
+    shift: int,
+) -> tuple[Tensor, Tensor]:
+    """[N, C, H, W] by [out, C / groups, kh, kw] -> the sums [N, out, H', W'], where they overflowed (bool).
+
+    A tile is a convolution too: of the channels it touches, by weights that are zero outside it.
+    """
+
+    def sums(images: Tensor) -> tuple[Tensor, Tensor]:
+        tile = _tiles_of_conv(images, weights, stride, dilation, groups)
+        return accumulate(tile, weights[0].numel(), Rule(overflow, shift))
+
+    height, width = images.shape[2] // stride[0], images.shape[3] // stride[1]
+    done, overflowed = _by_chunks(sums, len(weights) * height * width, images)
+    return tuple(each.contiguous(memory_format=torch.channels_last) for each in (done, overflowed))
+
+
+def _tiles_of_conv(
+    images: Tensor, weights: Tensor, stride: Sequence[int], dilation: Sequence[int], groups: int
+) -> Callable[[int, int], Tensor]:
+    """What gives the sums of products start ... stop - 1 of a convolution."""
+    by_group = images.unflatten(1, (groups, -1))
+    area = weights[0, 0].numel()
+    index = torch.arange(weights[0].numel(), device=weights.device).view_as(weights[0])
+
+    def tile(start: int, stop: int) -> Tensor:
+        touched = slice(start // area, -(-stop // area))  # channels of a group
+        inside = (index[touched] >= start) & (index[touched] < stop)
+        seen = by_group[:, :, touched].flatten(1, 2)
+        part = F.conv2d(seen, weights[:, touched] * inside, None, stride, 0, dilation, groups)
+        # cuDNN may sum by Winograd's method, which returns integers almost.
+        return part.round(decimals=2) if part.is_cuda else part
+
+    return tile
+
+
+def _by_chunks(
+    sums: Callable[..., tuple[Tensor, Tensor]], each: int, *inputs: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`sums` of the inputs, some items of their first axis at a time; an item has `each` of them.
+
+    In float32 also within autocast, whose bfloat16 does not hold every sum.
+    """
+    size = max(1, CHUNK // each)
+    with torch.autocast(inputs[0].device.type, enabled=False):
+        parts = [sums(*some) for some in zip(*(x.split(size) for x in inputs), strict=True)]
+    if len(parts) == 1:
+        return parts[0]
+    done, overflowed = zip(*parts, strict=True)
+    return torch.cat(done), torch.cat(overflowed)
+
+
+def _plain_conv(images: Tensor, weights: Tensor, stride, dilation, groups: int) -> Tensor:
+    y = F.conv2d(images, weights, None, stride, 0, dilation, groups)
+    return y.contiguous(memory_format=torch.channels_last)
+
+
+def _gradient_of_conv(grad: Tensor, images: Tensor, weights: Tensor, stride, dilation, groups: int):
+    needed = [True, True, False]  # images, weights, no bias
+    return torch.ops.aten.convolution_backward(
+        grad, images, weights, None, stride, [0, 0], dilation, False, [0, 0], groups, needed
+    )[:2]
+
+
+def _register(operator, plain: Callable[..., Tensor], gradient: Callable[..., tuple[Tensor, Tensor]]) -> None:
+    """The shapes of an operator, those of the plain sums, and its gradient, theirs."""
+
+    def shapes(*inputs):
+        y = plain(*inputs[:-2])
+        return torch.empty_like(y), torch.empty_like(y, dtype=torch.bool)
+
+    def remember(ctx, inputs, output):
+        left, right, *ctx.geometry, _, _ = inputs
+        ctx.save_for_backward(left, right, output[1])
+
+    def backward(ctx, grad, _):
+        left, right, overflowed = ctx.saved_tensors
+        passed = grad.masked_fill(overflowed, 0)
+        return *gradient(passed, left, right, *ctx.geometry), *[None] * (len(ctx.geometry) + 2)
+
+    operator.register_fake(shapes)
+    operator.register_autograd(backward, setup_context=remember)
+
+
+_register(linear_in_tiles, F.linear, lambda grad, rows, weights: (grad @ weights, grad.T @ rows))
+_register(pairs_in_tiles, lambda a, b: a @ b.mT, lambda grad, left, right: (grad @ right, grad.mT @ left))
+_register(conv_in_tiles, _plain_conv, _gradient_of_conv)
