@@ -164,10 +164,11 @@ def look_at_inputs(this: Run) -> dict[str, list[InputStats]]:
     stats = calibrate(this.net, names, images, this.recipe)
     this.table = [described(row, stats.get(row.name), this.recipe) for row in this.table]
     show(layers_table([row.to_json() for row in this.table]))
-    for name in (name for name, inputs in stats.items() if any(found.constant for found in inputs)):
+    blind = [name for name, inputs in stats.items() if any(found.constant for found in inputs)]
+    if blind:
         warn(
-            f"{name}: all inputs of {seen} calibration images have the same sign: the layer sees a constant. "
-            "activation.threshold: learned mends that."
+            f"{len(blind)} of {len(stats)} layers see a constant: over {seen} calibration images all inputs "
+            f"have the same sign in {', '.join(blind)}. activation.threshold: learned mends that."
         )
     return stats
 

@@ -52,13 +52,15 @@ def conv_in_tiles(
     overflow: str,
     shift: int,
 ) -> tuple[Tensor, Tensor]:
-    """[N, C, H, W] by [out, C / groups, kh, kw] -> the sums [N, out, H', W'], where they overflowed (bool).
+    """[N, C, H, W] by [out, C / groups, kh, kw] -> the sums [N, out, H', W'], where they overflowed."""
 
-    A tile is a convolution too: of the channels it touches, by weights that are zero outside it.
-    """
+    def plain(images: Tensor, weights: Tensor) -> Tensor:
+        y = F.conv2d(images, weights, None, stride, 0, dilation, groups)
+        # cuDNN may sum by Winograd's method, which returns integers almost.
+        return y.round(decimals=2) if y.is_cuda else y
 
     def sums(images: Tensor) -> tuple[Tensor, Tensor]:
-        tile = _tiles_of_conv(images, weights, stride, dilation, groups)
+        tile = tiles_of_conv(images, weights, groups, plain)
         return accumulate(tile, weights[0].numel(), Rule(overflow, shift))
 
     height, width = images.shape[2] // stride[0], images.shape[3] // stride[1]
@@ -66,10 +68,13 @@ def conv_in_tiles(
     return tuple(each.contiguous(memory_format=torch.channels_last) for each in (done, overflowed))
 
 
-def _tiles_of_conv(
-    images: Tensor, weights: Tensor, stride: Sequence[int], dilation: Sequence[int], groups: int
+def tiles_of_conv(
+    images: Tensor, weights: Tensor, groups: int, conv: Callable[[Tensor, Tensor], Tensor]
 ) -> Callable[[int, int], Tensor]:
-    """What gives the sums of products start ... stop - 1 of a convolution."""
+    """What gives the sums of products start ... stop - 1 of a convolution, itself by `conv`.
+
+    A tile is a convolution too: of the channels it touches, by weights that are zero outside it.
+    """
     by_group = images.unflatten(1, (groups, -1))
     area = weights[0, 0].numel()
     index = torch.arange(weights[0].numel(), device=weights.device).view_as(weights[0])
@@ -77,10 +82,7 @@ def _tiles_of_conv(
     def tile(start: int, stop: int) -> Tensor:
         touched = slice(start // area, -(-stop // area))  # channels of a group
         inside = (index[touched] >= start) & (index[touched] < stop)
-        seen = by_group[:, :, touched].flatten(1, 2)
-        part = F.conv2d(seen, weights[:, touched] * inside, None, stride, 0, dilation, groups)
-        # cuDNN may sum by Winograd's method, which returns integers almost.
-        return part.round(decimals=2) if part.is_cuda else part
+        return conv(by_group[:, :, touched].flatten(1, 2), weights[:, touched] * inside)
 
     return tile
 
@@ -95,10 +97,13 @@ def _by_chunks(
     size = max(1, CHUNK // each)
     with torch.autocast(inputs[0].device.type, enabled=False):
         parts = [sums(*some) for some in zip(*(x.split(size) for x in inputs), strict=True)]
-    if len(parts) == 1:
-        return parts[0]
     done, overflowed = zip(*parts, strict=True)
-    return torch.cat(done), torch.cat(overflowed)
+    return joined(done), joined(overflowed)
+
+
+def joined(parts: Sequence[Tensor], axis: int = 0) -> Tensor:
+    """The parts, one after another; a single one is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), axis)
 
 
 def _plain_conv(images: Tensor, weights: Tensor, stride, dilation, groups: int) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from binarize_cli.binarize.accumulator import Rule, accumulate
 from binarize_cli.binarize.sums import Window
+from binarize_cli.binarize.tiles import joined, tiles_of_conv
 
 CHUNK = 2**24  # int8 inputs of products under way at a time
 
@@ -25,10 +26,10 @@ class IntegerSums(nn.Module):
 
     def conv(self, images: Tensor, weights: Tensor, window: Window) -> Tensor:
         """[N, C, H, W] of +-1, and 0 around, by [out, C / groups, kh, kw] -> [N, out, H', W']."""
-        signs, kernels = images.to(torch.int8), weights.to(torch.int8).flatten(1)
-        each = len(kernels[0]) * window.groups * signs[0, 0].numel()
+        signs, kernels = images.to(torch.int8), weights.to(torch.int8)
+        each = kernels[0, 0].numel() * signs[0].numel()
         parts = [self._conv(some, kernels, window) for some in signs.split(max(1, CHUNK // each))]
-        return torch.cat(parts).permute(0, 3, 1, 2).float()
+        return joined(parts).float()
 
     def pairs(self, left: Tensor, right: Tensor) -> Tensor:
         """[..., L, K] of +-1 by [..., M, K], row by row -> [..., L, M]."""
@@ -40,11 +41,11 @@ class IntegerSums(nn.Module):
         return sums.view(*left.shape[:-1], right.shape[-2]).float()
 
     def _conv(self, signs: Tensor, kernels: Tensor, window: Window) -> Tensor:
-        """[n, C, H, W] by [out, K] -> [n, H', W', out]."""
-        rows = patches(signs, window)  # [n, H', W', groups, K]
-        pairs = zip(rows.unbind(3), kernels.chunk(window.groups), strict=True)
-        done = [self._products(x.reshape(-1, x.shape[-1]), w) for x, w in pairs]
-        return torch.cat(done, 1).view(*rows.shape[:3], len(kernels))
+        """[n, C, H, W] by [out, C / groups, kh, kw] -> int32 [n, out, H', W']."""
+        if self.rule is None:
+            return convolution(signs, kernels, window)
+        tile = tiles_of_conv(signs, kernels, window.groups, lambda x, w: convolution(x, w, window))
+        return accumulate(tile, kernels[0].numel(), self.rule)[0]
 
     def _products(self, rows: Tensor, weights: Tensor) -> Tensor:
         """int8 [..., R, K] by [..., out, K] -> int32 [..., R, out]."""
@@ -54,14 +55,26 @@ class IntegerSums(nn.Module):
         return accumulate(lambda a, b: product(rows[..., a:b], weights[..., a:b]), length, self.rule)[0]
 
 
+def convolution(signs: Tensor, kernels: Tensor, window: Window) -> Tensor:
+    """int8 [n, C, H, W] by [out, C / groups, kh, kw] -> int32 [n, out, H', W'], as a product of matrices."""
+    done = []
+    for x, w in zip(signs.chunk(window.groups, 1), kernels.chunk(window.groups), strict=True):
+        rows = patches(x, window)
+        sums = product(rows.flatten(0, 2), w.permute(0, 2, 3, 1).flatten(1))
+        done.append(sums.view(*rows.shape[:3], len(w)))
+    return joined(done, 3).permute(0, 3, 1, 2)
+
+
 def patches(signs: Tensor, window: Window) -> Tensor:
-    """[n, C, H, W] -> [n, H', W', groups, C / groups * kh * kw]: what an output pixel sees."""
-    channels = signs.shape[1]
+    """[n, C, H, W] -> [n, H', W', kh * kw * C]: what an output pixel sees.
+
+    Channels last, so that they are copied in runs: 20 times faster than one number at a time.
+    """
     (dy, dx), (kh, kw) = window.dilation, window.kernel
-    view = signs.unfold(2, dy * (kh - 1) + 1, window.stride[0])[..., ::dy]  # [n, C, H', W, kh]
-    view = view.unfold(3, dx * (kw - 1) + 1, window.stride[1])[..., ::dx]  # [n, C, H', W', kh, kw]
-    rows = view.permute(0, 2, 3, 1, 4, 5)
-    return rows.reshape(*rows.shape[:3], window.groups, channels // window.groups * kh * kw)
+    pixels = signs.permute(0, 2, 3, 1).contiguous()
+    view = pixels.unfold(1, dy * (kh - 1) + 1, window.stride[0])[..., ::dy]  # [n, H', W, C, kh]
+    view = view.unfold(2, dx * (kw - 1) + 1, window.stride[1])[..., ::dx]  # [n, H', W', C, kh, kw]
+    return view.permute(0, 1, 2, 4, 5, 3).flatten(3)
 
 
 def product(rows: Tensor, weights: Tensor) -> Tensor:
