@@ -158,6 +158,20 @@ def test_the_gradient_of_a_convolution_in_tiles_is_that_of_the_plain_one_where_n
         torch.testing.assert_close(found, expected)
 
 
+def test_sums_in_tiles_are_exact_within_autocast():
+    x, w = signs(3, 1000), signs(5, 1000, seed=1)
+    images, kernels, window = (
+        signs(2, 64, 7, 7),
+        signs(4, 64, 3, 3, seed=1),
+        Window((3, 3), (1, 1), (1, 1), 1),
+    )
+    sums = FloatSums(Rule("saturate", 2))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = sums.linear(x.bfloat16(), w), sums.conv(images.bfloat16(), kernels, window)
+    assert torch.equal(found[0], sums.linear(x, w))
+    assert torch.equal(found[1], sums.conv(images, kernels, window))
+
+
 @pytest.mark.parametrize(
     "operator,inputs",
     [

@@ -50,7 +50,7 @@ class FloatSums(nn.Module):
         """[..., K] by [out, K] -> [..., out]."""
         if self.rule is None:
             return F.linear(values, weights)
-        y = self._counted(linear_in_tiles, values.flatten(0, -2), weights)
+        y = self._in_tiles(linear_in_tiles, values.flatten(0, -2), weights)
         return y.view(*values.shape[:-1], len(weights))
 
     def conv(self, images: Tensor, weights: Tensor, window: Window) -> Tensor:
@@ -58,17 +58,20 @@ class FloatSums(nn.Module):
         geometry = window.stride, window.dilation, window.groups
         if self.rule is None:
             return F.conv2d(images, weights, None, geometry[0], 0, *geometry[1:])
-        return self._counted(conv_in_tiles, images, weights, *geometry)
+        return self._in_tiles(conv_in_tiles, images, weights, *geometry)
 
     def pairs(self, left: Tensor, right: Tensor) -> Tensor:
         """[..., L, K] by [..., M, K], row by row -> [..., L, M]."""
         if self.rule is None:
             return left @ right.mT
-        y = self._counted(pairs_in_tiles, left.flatten(0, -3), right.flatten(0, -3))
+        y = self._in_tiles(pairs_in_tiles, left.flatten(0, -3), right.flatten(0, -3))
         return y.view(*left.shape[:-1], right.shape[-2])
 
-    def _counted(self, in_tiles, *inputs) -> Tensor:
-        sums, overflowed = in_tiles(*inputs, self.rule.overflow, self.rule.shift)
+    def _in_tiles(self, operator, left: Tensor, right: Tensor, *geometry) -> Tensor:
+        """Of factors in float32: autocast's bfloat16 would not hold every sum."""
+        sums, overflowed = operator(
+            left.float(), right.float(), *geometry, self.rule.overflow, self.rule.shift
+        )
         if not torch.is_grad_enabled():
             self.sums += overflowed.numel()
             self.overflows = self.overflows + overflowed.count_nonzero()

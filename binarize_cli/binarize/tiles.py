@@ -92,7 +92,7 @@ def _by_chunks(
 ) -> tuple[Tensor, Tensor]:
     """`sums` of the inputs, some items of their first axis at a time; an item has `each` of them.
 
-    In float32 also within autocast, whose bfloat16 does not hold every sum.
+    In the type of the inputs also within autocast.
     """
     size = max(1, CHUNK // each)
     with torch.autocast(inputs[0].device.type, enabled=False):
