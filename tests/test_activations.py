@@ -160,11 +160,8 @@ def test_the_gradient_of_a_convolution_in_tiles_is_that_of_the_plain_one_where_n
 
 def test_sums_in_tiles_are_exact_within_autocast():
     x, w = signs(3, 1000), signs(5, 1000, seed=1)
-    images, kernels, window = (
-        signs(2, 64, 7, 7),
-        signs(4, 64, 3, 3, seed=1),
-        Window((3, 3), (1, 1), (1, 1), 1),
-    )
+    images, kernels = signs(2, 64, 7, 7), signs(4, 64, 3, 3, seed=1)
+    window = Window((3, 3), (1, 1), (1, 1), 1)
     sums = FloatSums(Rule("saturate", 2))
     with torch.autocast("cpu", torch.bfloat16):
         found = sums.linear(x.bfloat16(), w), sums.conv(images.bfloat16(), kernels, window)

@@ -55,9 +55,9 @@ class FloatSums(nn.Module):
 
     def conv(self, images: Tensor, weights: Tensor, window: Window) -> Tensor:
         """[N, C, H, W] by [out, C / groups, kh, kw] -> [N, out, H', W']."""
-        geometry = window.stride, window.dilation, window.groups
         if self.rule is None:
-            return F.conv2d(images, weights, None, geometry[0], 0, *geometry[1:])
+            return F.conv2d(images, weights, None, window.stride, 0, window.dilation, window.groups)
+        geometry = window.stride, window.dilation, window.groups
         return self._in_tiles(conv_in_tiles, images, weights, *geometry)
 
     def pairs(self, left: Tensor, right: Tensor) -> Tensor:

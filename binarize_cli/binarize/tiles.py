@@ -23,9 +23,7 @@ def linear_in_tiles(rows: Tensor, weights: Tensor, overflow: str, shift: int) ->
     """[R, K] by [out, K] -> the sums [R, out], and where they overflowed on the way (bool)."""
 
     def sums(rows: Tensor) -> tuple[Tensor, Tensor]:
-        return accumulate(
-            lambda a, b: rows[:, a:b] @ weights[:, a:b].T, weights.shape[1], Rule(overflow, shift)
-        )
+        return products_in_tiles(rows, weights, Rule(overflow, shift), _by_row)
 
     return _by_chunks(sums, len(weights), rows)
 
@@ -35,9 +33,7 @@ def pairs_in_tiles(left: Tensor, right: Tensor, overflow: str, shift: int) -> tu
     """[n, L, K] by [n, M, K], row by row -> the sums [n, L, M], and where they overflowed (bool)."""
 
     def sums(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-        return accumulate(
-            lambda a, b: left[..., a:b] @ right[..., a:b].mT, left.shape[-1], Rule(overflow, shift)
-        )
+        return products_in_tiles(left, right, Rule(overflow, shift), _by_row)
 
     return _by_chunks(sums, left.shape[1] * right.shape[1], left, right)
 
@@ -54,18 +50,24 @@ def conv_in_tiles(
 ) -> tuple[Tensor, Tensor]:
     """[N, C, H, W] by [out, C / groups, kh, kw] -> the sums [N, out, H', W'], where they overflowed."""
 
-    def plain(images: Tensor, weights: Tensor) -> Tensor:
-        y = F.conv2d(images, weights, None, stride, 0, dilation, groups)
+    def conv(images: Tensor, weights: Tensor) -> Tensor:
+        y = _conv(images, weights, stride, dilation, groups)
         # cuDNN may sum by Winograd's method, which returns integers almost.
         return y.round(decimals=2) if y.is_cuda else y
 
     def sums(images: Tensor) -> tuple[Tensor, Tensor]:
-        tile = tiles_of_conv(images, weights, groups, plain)
+        tile = tiles_of_conv(images, weights, groups, conv)
         return accumulate(tile, weights[0].numel(), Rule(overflow, shift))
 
     height, width = images.shape[2] // stride[0], images.shape[3] // stride[1]
-    done, overflowed = _by_chunks(sums, len(weights) * height * width, images)
-    return tuple(each.contiguous(memory_format=torch.channels_last) for each in (done, overflowed))
+    return _by_chunks(sums, len(weights) * height * width, images)
+
+
+def products_in_tiles(
+    left: Tensor, right: Tensor, rule: Rule, product: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """[..., L, K] by [..., M, K] -> what `accumulate` gives; `product` multiplies the rows of a tile."""
+    return accumulate(lambda a, b: product(left[..., a:b], right[..., a:b]), left.shape[-1], rule)
 
 
 def tiles_of_conv(
@@ -106,7 +108,12 @@ def joined(parts: Sequence[Tensor], axis: int = 0) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), axis)
 
 
-def _plain_conv(images: Tensor, weights: Tensor, stride, dilation, groups: int) -> Tensor:
+def _by_row(left: Tensor, right: Tensor) -> Tensor:
+    return left @ right.mT
+
+
+def _conv(images: Tensor, weights: Tensor, stride, dilation, groups: int) -> Tensor:
+    """Channels last whatever the images are: a compiled network must know how its tensors lie."""
     y = F.conv2d(images, weights, None, stride, 0, dilation, groups)
     return y.contiguous(memory_format=torch.channels_last)
 
@@ -138,6 +145,6 @@ def _register(operator, plain: Callable[..., Tensor], gradient: Callable[..., tu
     operator.register_autograd(backward, setup_context=remember)
 
 
-_register(linear_in_tiles, F.linear, lambda grad, rows, weights: (grad @ weights, grad.T @ rows))
-_register(pairs_in_tiles, lambda a, b: a @ b.mT, lambda grad, left, right: (grad @ right, grad.mT @ left))
-_register(conv_in_tiles, _plain_conv, _gradient_of_conv)
+_register(linear_in_tiles, _by_row, lambda grad, rows, weights: (grad @ weights, grad.T @ rows))
+_register(pairs_in_tiles, _by_row, lambda grad, left, right: (grad @ right, grad.mT @ left))
+_register(conv_in_tiles, _conv, _gradient_of_conv)

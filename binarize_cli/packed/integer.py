@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from binarize_cli.binarize.accumulator import Rule, accumulate
 from binarize_cli.binarize.sums import Window
-from binarize_cli.binarize.tiles import joined, tiles_of_conv
+from binarize_cli.binarize.tiles import joined, products_in_tiles, tiles_of_conv
 
 CHUNK = 2**24  # int8 inputs of products under way at a time
 
@@ -51,8 +51,7 @@ class IntegerSums(nn.Module):
         """int8 [..., R, K] by [..., out, K] -> int32 [..., R, out]."""
         if self.rule is None:
             return product(rows, weights)
-        length = weights.shape[-1]
-        return accumulate(lambda a, b: product(rows[..., a:b], weights[..., a:b]), length, self.rule)[0]
+        return products_in_tiles(rows, weights, self.rule, product)[0]
 
 
 def convolution(signs: Tensor, kernels: Tensor, window: Window) -> Tensor:
