@@ -30,7 +30,7 @@ from binarize_cli.recipe import Recipe, Train
 from binarize_cli.report.document import report_document
 from binarize_cli.report.html import render
 from binarize_cli.report.tables import accuracy_table, layers_table
-from binarize_cli.training.batchnorm import reestimate_if_better
+from binarize_cli.training.batchnorm import reestimate, reestimate_if_better
 from binarize_cli.training.log import EpochRow, as_csv
 from binarize_cli.training.loop import Trainer
 from binarize_cli.training.objective import Objective
@@ -145,27 +145,35 @@ def make_binary(this: Run) -> None:
     if not this.method.binary:
         return
     this.quantizer = WeightQuantizer(this.recipe)
-    stats = look_at_inputs(this) if this.recipe.task != "bw" else {}
+    images = calibration_images(this) if this.recipe.task != "bw" else []
+    stats = look_at_inputs(this, images) if images else {}
     binarize(this.net, this.table, this.quantizer)
     binarize_inputs(this.net, stats, this.quantizer, this.recipe)
+    if images and this.held_out is not None:  # convolutions give other means than before: t is taken off
+        reestimate(this.net, [(batch, None) for batch in images], this.device)
     if this.teacher and this.recipe.distill.blocks:
         this.teacher.watch(this.net)
 
 
-def look_at_inputs(this: Run) -> dict[str, list[InputStats]]:
-    """Calibrate on training images, and print the table of layers with what was found."""
-    names = [row.name for row in this.table if row.binary]
-    images, seen = [], 0
+def calibration_images(this: Run) -> list[torch.Tensor]:
+    """The first batches of training images, the same on every rank."""
+    images: list[torch.Tensor] = []
     for inputs, _ in this.train.epoch(0, all_parts=True):
         images.append(inputs.to(this.device))
-        seen += len(inputs)
-        if seen >= IMAGES:
+        if sum(map(len, images)) >= IMAGES:
             break
+    return images
+
+
+def look_at_inputs(this: Run, images: list[torch.Tensor]) -> dict[str, list[InputStats]]:
+    """Calibrate on those images, and print the table of layers with what was found."""
+    names = [row.name for row in this.table if row.binary]
     stats = calibrate(this.net, names, images, this.recipe)
     this.table = [described(row, stats.get(row.name), this.recipe) for row in this.table]
     show(layers_table([row.to_json() for row in this.table]))
     blind = [name for name, inputs in stats.items() if any(found.constant for found in inputs)]
     if blind:
+        seen = sum(map(len, images))
         warn(
             f"{len(blind)} of {len(stats)} layers see a constant: over {seen} calibration images all inputs "
             f"have the same sign in {', '.join(blind)}. activation.threshold: learned mends that."

@@ -478,6 +478,12 @@ def test_from_the_command_to_the_scored_file(model, task, bnnpp, tiny, tmp_path)
     assert "sign by sign" in said and ("int8" in said) == (task == "bwaa")
 
 
+def test_training_starts_from_the_float_network_although_thresholds_are_taken_off(bnnpp, tmp_path):
+    bnnpp("binarize", "digits_resnet", "--task", "bwa", "--epochs", 0, "-o", tmp_path / "run")
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["epochs"][0]["soft_top1"] > report["accuracy"]["float"]["top1"] - 5
+
+
 def test_the_bare_form_warns_of_layers_that_see_a_constant(bnnpp, tiny, tmp_path):
     bare = ("--set", "activation.threshold=none", "--set", "activation.scale=none")
     words = ("--task", "bwa", "--data-dir", tiny, "--epochs", 0, "-b", 6, "--set", "train.float_epochs=1")
