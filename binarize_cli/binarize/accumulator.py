@@ -28,7 +28,8 @@ def accumulate(tile: Callable[[int, int], Tensor], length: int, rule: Rule) -> t
     """(the sums, times 2^shift; where they overflowed on the way), for sums of `length` products.
 
     `tile(start, stop)` gives the sums of products start ... stop - 1: of integers in any type, or of real
-    numbers while F is soft. A tile's sum is shifted with rounding, halves upwards.
+    numbers while F is soft; in a tensor of its own, which is written to. A tile's sum is shifted with
+    rounding, halves upwards.
     """
     total = overflowed = None
     for start in range(0, length, TILE):
