@@ -219,6 +219,24 @@ def test_where_F_is_linear_the_layer_is_the_float_one():
     torch.testing.assert_close(layer(x), expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_where_F_is_linear_a_convolution_with_a_bias_is_the_float_one_and_hard_its_bias_is_kept(groups):
+    rule = recipe(
+        quantizer={"normalize": 1e4, "schedules": {"mu": {"start": 1.0, "end": 1.0}}},
+        activation={"normalize": 1e4},
+    )
+    conv, quantizer, x = nn.Conv2d(6, 12, 3, groups=groups), WeightQuantizer(rule), draw(2, 6, 5, 5)
+    expected = conv(x)
+    layer = BinaryConv2d(conv, LatentWeight(conv.weight, quantizer))
+    layer.input = LatentInput(quantizer.activation, (1,), draw(6, seed=3), torch.tensor(0.7))
+    layer.sums = FloatSums()
+    torch.testing.assert_close(layer(x), expected, rtol=1e-3, atol=1e-3)
+    quantizer.hard = True
+    expected = layer(x).detach()
+    fixed = harden(nn.Sequential(layer), torch.float32)
+    torch.testing.assert_close(fixed(x).detach(), expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("method", ["bc", "bnn", "bnn+", "bnn++", "pc", "parq", "ede+", "pq"])
 def test_the_gradient_of_binary_inputs_is_the_pairs(method):
     """F and B of the registry at (x - t) / n, against the layer's own backward pass."""

@@ -30,9 +30,9 @@ class LatentInput(nn.Module):
         self.register_buffer("one", torch.ones(()), persistent=False)
 
     @property
-    def restored(self) -> Tensor | None:
-        """What a linear layer adds again after its sums, as a bias. After a convolution BatchNorm does it."""
-        return self.threshold if self.axes == (-1,) else None
+    def unrestored(self) -> Tensor | None:
+        """What a layer has to add again after its sums, through its bias."""
+        return self.threshold
 
     def beta(self) -> Tensor:
         """[]: the scale, kept above zero; 1 where none is learned."""
@@ -49,7 +49,7 @@ class LatentInput(nn.Module):
 class SignInput(nn.Module):
     """x -> (sign(x - t), beta) with fixed t [channels] or none, and beta []."""
 
-    restored = None  # a layer's bias holds it
+    unrestored = None  # the layer's bias holds it
 
     def __init__(self, axes: Axes, threshold: Tensor | None, scale: Tensor):
         super().__init__()

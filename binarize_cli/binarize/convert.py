@@ -106,12 +106,12 @@ def harden(net: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def _harden_input(layer: BinaryLinear | BinaryConv2d, dtype: torch.dtype) -> None:
-    """Fix a layer's threshold and scale; what a linear layer adds for its thresholds goes into its bias."""
+    """Fix a layer's threshold and scale; what the layer adds for its thresholds goes into its bias."""
     learned, fixed = layer.input, _fixed(layer.input, dtype)
-    if learned.restored is not None:
-        signs, alpha = layer.weight.units()
+    if learned.threshold is not None:
         learned.threshold.copy_(fixed.threshold)
-        layer.bias = nn.Parameter(layer.shifted_bias(signs, alpha).detach())
+        bias = layer.shifted_bias(*layer.weight.units())
+        layer.bias = None if bias is None else nn.Parameter(bias.detach())
     layer.input = fixed
 
 

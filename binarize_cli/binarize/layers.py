@@ -41,10 +41,10 @@ class BinaryLinear(nn.Module):
         return y if bias is None else y + bias
 
     def shifted_bias(self, weights: Tensor, alpha: Tensor) -> Tensor | None:
-        """The bias with what the thresholds took off the inputs: x is beta sign(x - t) + t, in units of w."""
-        if self.input.restored is None:
+        """The bias [out] with what the thresholds took off the inputs, for x is beta sign(x - t) + t."""
+        if self.input.unrestored is None:
             return self.bias
-        shift = alpha * (weights @ self.input.restored)
+        shift = alpha * (weights @ self.input.unrestored)
         return shift if self.bias is None else self.bias + shift
 
 
@@ -78,7 +78,19 @@ class BinaryConv2d(nn.Module):
         padded = F.pad(values, self.margins(values), value=self.pad_value)
         window = Window(self.kernel_size, self.stride, self.dilation, self.groups)
         y = self.sums.conv(padded, weights, window) * (alpha * beta).view(-1, 1, 1)
-        return y if self.bias is None else y + self.bias.view(-1, 1, 1)
+        bias = self.shifted_bias(weights, alpha)
+        return y if bias is None else y + bias.view(-1, 1, 1)
+
+    def shifted_bias(self, weights: Tensor, alpha: Tensor) -> Tensor | None:
+        """The bias [out], if there is one, with what the thresholds took off, as if images had no edges.
+
+        A convolution without a bias has BatchNorm behind it, as a rule, which makes up for any constant.
+        """
+        t = self.input.unrestored
+        if self.bias is None or t is None:
+            return self.bias
+        taps = weights.sum((2, 3)).unflatten(0, (self.groups, -1))  # [groups, out / groups, in / groups]
+        return self.bias + alpha * (taps @ t.view(self.groups, -1, 1)).flatten()
 
     def margins(self, x: Tensor) -> tuple[int, int, int, int]:
         """Pixels around the image: left, right, top, bottom."""
