@@ -463,6 +463,17 @@ def test_flags_and_set_reach_the_recipe(bnnpp, empty):
     assert not layers["layer1.0.conv1"]["binary"] and "'layer1.*'" in layers["layer1.0.conv1"]["why"]
 
 
+@pytest.mark.parametrize(
+    ("amp", "said", "kept"), [("off", "cpu", "float32"), ("bf16", "cpu in bfloat16", "bfloat16")]
+)
+def test_the_precision_of_training_is_said_and_kept(amp, said, kept, bnnpp, empty):
+    """`auto` takes bfloat16 on some machines: what was taken is told, and goes with the file."""
+    words = ("--dataset", "digits", "--method", "bc", "--epochs", 0, "--amp", amp)
+    outcome = bnnpp("binarize", "digits_resnet", *words)
+    assert f", on {said}\n" in outcome.err
+    assert _document(outcome.packed)["provenance"]["precision"] == kept
+
+
 def test_no_epochs_is_a_run_too(bnnpp, empty):
     packed = bnnpp("binarize", "digits_resnet", "--method", "bc", *SHORT, "--epochs", 0).packed
     rows = list(csv.DictReader((packed.parent / "log.csv").open()))

@@ -244,10 +244,14 @@ def test_what_ranks_tell_each_other(on_ranks, tmp_path):
     assert (tmp_path / "turns").read_text() == "0 1 "
 
 
-def test_synchronised_batchnorm_is_that_of_the_whole_batch(on_ranks):
-    """Output, gradient and running statistics, against torch's BatchNorm on both halves together."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_synchronised_batchnorm_is_that_of_the_whole_batch(dtype, on_ranks):
+    """Output, gradient and running statistics, against torch's BatchNorm on both halves together.
+
+    Inputs in bfloat16 are what --amp gives; it rounds what goes in and out, not the statistics.
+    """
     draw = torch.Generator().manual_seed(3)
-    x, g = (torch.randn(8, 5, 3, 3, generator=draw) for _ in range(2))
+    x, g = (torch.randn(8, 5, 3, 3, generator=draw).to(dtype) for _ in range(2))
 
     def through(net: nn.Module, part: slice):
         inputs = x[part].clone().requires_grad_()
@@ -271,7 +275,8 @@ def test_synchronised_batchnorm_is_that_of_the_whole_batch(on_ranks):
     first, second = values(on_ranks(2, half))
     joined = [torch.cat(pair) for pair in zip(first[:2], second[:2], strict=True)]
     for found, wanted in zip([*joined, *first[2:]], expected, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+        rtol, atol = (1e-5, 1e-6) if found.dtype == torch.float32 else (2e-2, 1e-3)
+        torch.testing.assert_close(found, wanted, rtol=rtol, atol=atol)
     assert all(torch.equal(a, b) for a, b in zip(first[2:], second[2:], strict=True))
 
 

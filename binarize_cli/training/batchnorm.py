@@ -34,7 +34,10 @@ def synchronise(net: nn.Module, device: torch.device) -> nn.Module:
 
 
 class SyncBatchNorm(_BatchNorm):
-    """nn.SyncBatchNorm on a CPU: torch's own takes accelerators only. Every rank has as many images."""
+    """nn.SyncBatchNorm on a CPU: torch's own takes accelerators only. Every rank has as many images.
+
+    Like torch's, it computes in float32 whatever the inputs' type, which the output has too.
+    """
 
     def __init__(self, norm: _BatchNorm):
         super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
@@ -45,7 +48,8 @@ class SyncBatchNorm(_BatchNorm):
             self.drop, self.act = norm.drop, norm.act
 
     def forward(self, x: Tensor) -> Tensor:  # [N, C, ...] -> [N, C, ...]
-        return self.act(self.drop(self._over_ranks(x) if self.training else super().forward(x)))
+        out = self._over_ranks(x.float()).to(x.dtype) if self.training else super().forward(x)
+        return self.act(self.drop(out))
 
     def _check_input_dim(self, x: Tensor) -> None:
         pass

@@ -76,3 +76,8 @@ def autocast_type(amp: str, device: torch.device) -> torch.dtype | None:
             fast = torch.cpu._is_amx_tile_supported()
         return torch.bfloat16 if fast else None
     return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+
+
+def type_name(dtype: torch.dtype | None) -> str:
+    """The name of an `autocast_type`, such as `bfloat16`."""
+    return str(dtype or torch.float32).removeprefix("torch.")
