@@ -34,7 +34,7 @@ from binarize_cli.training.batchnorm import reestimate, reestimate_if_better
 from binarize_cli.training.log import EpochRow, as_csv
 from binarize_cli.training.loop import Trainer
 from binarize_cli.training.objective import Objective
-from binarize_cli.training.precision import autocast_type, place, type_name
+from binarize_cli.training.precision import place, precision
 from binarize_cli.training.stop import StopRequest
 from binarize_cli.training.teacher import KeptLogits, Teacher
 
@@ -94,8 +94,8 @@ def begin(this: Run) -> None:
 
 def where(this: Run) -> str:
     """The device, the precision where it is not float32, and how a batch is shared out."""
-    amp = autocast_type(this.recipe.train.amp, this.device)
-    device = f"{this.device} in {type_name(amp)}" if amp else str(this.device)
+    kind = precision(this.recipe.train.amp, this.device)
+    device = str(this.device) if kind == "float32" else f"{this.device} in {kind}"
     parts = [f"{ranks.world()} ranks"] * (ranks.world() > 1)
     parts += [f"{this.train.accumulate} micro-batches a step"] * (this.train.accumulate > 1)
     each = f", {this.train.micro_batch} images each" if parts else ""

@@ -16,7 +16,7 @@ from binarize_cli.data.images import Source
 from binarize_cli.models.load import FloatModel
 from binarize_cli.packed.format import FORMAT
 from binarize_cli.recipe import Recipe
-from binarize_cli.training.precision import autocast_type, type_name
+from binarize_cli.training.precision import precision
 
 
 def packed_document(
@@ -55,7 +55,7 @@ def provenance(model: FloatModel, recipe: Recipe, device: torch.device, steps: i
         "timm": timm.__version__,
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "precision": type_name(autocast_type(recipe.train.amp, device)),
+        "precision": precision(recipe.train.amp, device),
         "seed": recipe.train.seed,
         "steps": steps,
         "weights": model.weights,

@@ -78,6 +78,6 @@ def autocast_type(amp: str, device: torch.device) -> torch.dtype | None:
     return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
 
 
-def type_name(dtype: torch.dtype | None) -> str:
-    """The name of an `autocast_type`, such as `bfloat16`."""
-    return str(dtype or torch.float32).removeprefix("torch.")
+def precision(amp: str, device: torch.device) -> str:
+    """What people and files are told of it: `float32`, `bfloat16` or `float16`."""
+    return str(autocast_type(amp, device) or torch.float32).removeprefix("torch.")
