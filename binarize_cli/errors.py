@@ -10,7 +10,7 @@ class BnnppError(Exception):
     """A failure the user can act on: *what* is wrong, *where*, and what to *try* next."""
 
     exit_code = 1
-    agreed = False
+    on_all_ranks = False
     """Whether every rank of the run raises it: then the first one alone tells it."""
 
     def __init__(self, what: str, *, where: str | None = None, hint: str | None = None):
@@ -33,14 +33,14 @@ class Diverged(BnnppError):
     """Training left the numbers: the message names the step and the layer; the last good state is kept."""
 
     exit_code = 3
-    agreed = True  # by the loss and the gradient, which are means over the ranks
+    on_all_ranks = True  # by the loss and the gradient, which are means over the ranks
 
 
 class Interrupted(BnnppError):
     """A signal came, and the state has been saved. Exit code 75, or 130 if it was Ctrl-C."""
 
     exit_code = 75
-    agreed = True
+    on_all_ranks = True
 
     def __init__(self, what: str, *, exit_code: int = 75, **more: str | None):
         super().__init__(what, **more)

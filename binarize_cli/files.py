@@ -115,7 +115,7 @@ class RunFolder:
 
         Raises InputError where another process holds it.
         """
-        if not ranks.is_first():
+        if not ranks.is_rank0():
             yield
             return
         try:

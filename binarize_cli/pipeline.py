@@ -14,9 +14,9 @@ import torch
 from binarize_cli import ranks
 from binarize_cli.binarize.calibrate import IMAGES, InputStats, calibrate
 from binarize_cli.binarize.convert import binarize, binarize_inputs, harden
+from binarize_cli.binarize.float_accumulator import FloatAccumulator
 from binarize_cli.binarize.quantizer import WeightQuantizer
 from binarize_cli.binarize.select import Layer
-from binarize_cli.binarize.sums import FloatSums
 from binarize_cli.console import say, show, warn
 from binarize_cli.files import RunFolder, check_same_run, choose_run, write_text
 from binarize_cli.packed.agreement import Agreement, compare
@@ -36,7 +36,7 @@ from binarize_cli.training.loop import Trainer
 from binarize_cli.training.objective import Objective
 from binarize_cli.training.precision import place, precision
 from binarize_cli.training.stop import StopRequest
-from binarize_cli.training.teacher import KeptLogits, Teacher
+from binarize_cli.training.teacher import LogitCache, Teacher
 
 
 def run(job: Job, stop: StopRequest) -> tuple[RunFolder, dict]:
@@ -46,14 +46,16 @@ def run(job: Job, stop: StopRequest) -> tuple[RunFolder, dict]:
     """
     ranks.start()
     name = f"{job.model.short}-{job.recipe.method}-{job.recipe.task}"
-    choice = ranks.from_first(lambda: choose_run(name, job.output, job.resume, job.overwrite, job.command))
+    choice = ranks.broadcast_from_rank0(
+        lambda: choose_run(name, job.output, job.resume, job.overwrite, job.command)
+    )
     if choice.finished:
         return finished_before(choice.folder)
     with ExitStack() as held:
-        with ranks.agreed():
+        with ranks.raise_on_all_ranks():
             this = plan(job, choice, stop)
             held.enter_context(this.folder.claimed())
-        ranks.from_first(lambda: begin(this))
+        ranks.broadcast_from_rank0(lambda: begin(this))
         float_reference(this)
         make_binary(this)
         fine_tune(this)
@@ -120,7 +122,7 @@ def float_reference(this: Run) -> None:
         this.teacher = Teacher(copy.deepcopy(this.net), keep_logits(this))
 
 
-def keep_logits(this: Run) -> KeptLogits | None:
+def keep_logits(this: Run) -> LogitCache | None:
     """Where the teacher's logits are kept, by what they depend on: its weights and the images it sees.
 
     They are those of whole batches: where batches are shared out, none are kept.
@@ -139,7 +141,7 @@ def keep_logits(this: Run) -> KeptLogits | None:
         "train": {name: getattr(rule, name) for name in views},
         "device": this.device.type,
     }
-    return KeptLogits(this.job.teacher_logits, facts, len(this.train))
+    return LogitCache(this.job.teacher_logits, facts, len(this.train))
 
 
 def make_binary(this: Run) -> None:
@@ -241,7 +243,7 @@ def train(this: Run, stage: str, rule: Train) -> None:
 
 
 def write_log(folder: RunFolder, rows: list[EpochRow]) -> None:
-    if ranks.is_first():
+    if ranks.is_rank0():
         write_text(folder.log, as_csv(rows))
 
 
@@ -256,7 +258,7 @@ def make_hard(this: Run) -> None:
     harden(this.net, getattr(torch, this.recipe.pack.float_dtype))
     if this.quantizer:
         for module in this.net.modules():
-            if isinstance(module, FloatSums):
+            if isinstance(module, FloatAccumulator):
                 module.count_anew()
         this.accuracy["hard"] = this.score(this.net)
         this.table = [with_overflow(this, row) for row in this.table]
@@ -266,8 +268,8 @@ def with_overflow(this: Run, row: Layer) -> Layer:
     """The row of a layer with an int8 accumulator, and the share of its sums that overflowed in scoring."""
     if row.accumulator is None:
         return row
-    counter = this.net.get_submodule(row.name).sums
-    counts = torch.tensor([counter.overflows, counter.sums], dtype=torch.float64, device=this.device)
+    counter = this.net.get_submodule(row.name).accumulator
+    counts = torch.tensor([counter.overflows, counter.count], dtype=torch.float64, device=this.device)
     overflows, sums = ranks.reduce_sum(counts).tolist()
     return replace(row, accumulator={**row.accumulator, "overflowed": round(overflows / sums, 8)})
 
@@ -277,12 +279,12 @@ def ship(this: Run) -> tuple[PackedFile, Agreement]:
     tensors = packed_tensors(this.net)
     facts = provenance(this.model, this.recipe, this.device, this.steps())
     document = packed_document(this.model, this.recipe, this.table, this.source, facts)
-    ranks.from_first(lambda: write(this.folder.packed, document, tensors))
+    ranks.broadcast_from_rank0(lambda: write(this.folder.packed, document, tensors))
     loaded = place(rebuild(read(this.folder.packed)), this.device)
-    agreement = ranks.from_first(lambda: compare(this.net, loaded, some_images(this)))
+    agreement = ranks.broadcast_from_rank0(lambda: compare(this.net, loaded, some_images(this)))
     this.accuracy["packed"] = this.score(loaded)
     document["accuracy"] = this.accuracy["packed"].to_json(speed=False)
-    ranks.from_first(
+    ranks.broadcast_from_rank0(
         lambda: write(this.folder.packed, document, tensors)
     )  # the same tensors, with the accuracy they scored
     return read(this.folder.packed), agreement
@@ -308,7 +310,7 @@ def report(this: Run, file: PackedFile, agreement: Agreement) -> dict:
         rows=this.rows,
         seconds=time.perf_counter() - this.started,
     )
-    if ranks.is_first():
+    if ranks.is_rank0():
         write_text(this.folder.page, render(document))
         write_text(this.folder.report, json.dumps(document, indent=1) + "\n")
     show(accuracy_table(document["accuracy"]))

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from binarize_cli import ranks
-from binarize_cli.binarize.blocks import binary_form
+from binarize_cli.binarize.blocks import rewrite_architecture
 from binarize_cli.binarize.quantizer import WeightQuantizer
-from binarize_cli.binarize.select import Layer, all_float, count_products, select
+from binarize_cli.binarize.select import Layer, all_float, count_macs, select
 from binarize_cli.binarize.weights import computed_once
+from binarize_cli.data.datasets import Source, open_dataset
 from binarize_cli.data.decode import decode
 from binarize_cli.data.device import fits
 from binarize_cli.data.loaders import (
@@ -25,7 +26,6 @@ from binarize_cli.data.loaders import (
     resolve_augment,
     train_transform,
 )
-from binarize_cli.data.sources import Source, open_source
 from binarize_cli.errors import InputError
 from binarize_cli.evaluation import Measurement, measure
 from binarize_cli.files import Choice, Resume, RunFolder, check_space
@@ -116,8 +116,8 @@ def plan(job: Job, choice: Choice, stop: StopRequest) -> Run:
     allow_tf32(job.recipe.train.amp, device)
     torch.manual_seed(job.recipe.train.seed)  # of random weights and of a new head
     check_optimizer(job.recipe.train.opt)
-    with ranks.in_turn():  # what is downloaded, is downloaded once
-        source = open_source(job.dataset, job.data_dir)
+    with ranks.rank0_first():  # what is downloaded, is downloaded once
+        source = open_dataset(job.dataset, job.data_dir)
         model = load(
             job.model,
             weights=job.weights,
@@ -128,7 +128,9 @@ def plan(job: Job, choice: Choice, stop: StopRequest) -> Run:
     head = adapt_head(model, source.classes)
     method = effective_method(job.recipe)
     made = job.recipe.activation
-    net = binary_form(model.net, job.recipe.task if method.binary else "bw", made.blocks, made.attention)
+    net = rewrite_architecture(
+        model.net, job.recipe.task if method.binary else "bw", made.blocks, made.attention
+    )
     table = choose_layers(net, model, job.recipe) if method.binary else all_float(net)
     if method.binary and job.recipe.distill.blocks and not block_names(net):
         what = f"{job.model.short} has no row of blocks whose outputs could be compared"
@@ -162,9 +164,9 @@ def plan(job: Job, choice: Choice, stop: StopRequest) -> Run:
 def choose_layers(net: nn.Module, model: FloatModel, recipe: Recipe) -> list[Layer]:
     """The table of layers, from one forward pass of two blank images."""
     example = torch.zeros(2, *model.preprocessing.input_size)
-    products = count_products(net, example)
-    table = select(net, recipe.layers, list(products), head_names(net))
-    return [replace(row, products=products.get(row.name, 0)) for row in table]
+    macs = count_macs(net, example)
+    table = select(net, recipe.layers, list(macs), head_names(net))
+    return [replace(row, macs=macs.get(row.name, 0)) for row in table]
 
 
 def prepare(

@@ -18,20 +18,22 @@ from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from binarize_cli import lifeline
+from binarize_cli import peer_watchdog
 from binarize_cli.errors import BnnppError, InputError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 T = TypeVar("T")
-PATIENCE = timedelta(minutes=10)  # until all ranks have met; one that dies later is noticed by the lifeline
+PATIENCE = timedelta(
+    minutes=10
+)  # until all ranks have met; one that dies later is noticed by the peer_watchdog
 
-ALARM_SECONDS = 3.0  # in which a broken lifeline is noticed for certain
+ALARM_SECONDS = 3.0  # in which a broken peer_watchdog is noticed for certain
 
 
 @dataclass(frozen=True)
-class Place:
+class RankInfo:
     """Which of the processes of a run this is, and where the first of them listens."""
 
     rank: int = 0
@@ -42,8 +44,8 @@ class Place:
     port: int = 0
 
 
-def find_place(env: Mapping[str, str]) -> Place:
-    """This process's place, by torchrun's variables, else by those of an srun of several tasks.
+def find_rank_info(env: Mapping[str, str]) -> RankInfo:
+    """This process's info, by torchrun's variables, else by those of an srun of several tasks.
 
     A batch script's own shell counts tasks too, without being one of them: only a step (srun) has
     SLURM_STEP_NUM_TASKS. Raises InputError where the variables do not make sense.
@@ -51,11 +53,11 @@ def find_place(env: Mapping[str, str]) -> Place:
     if "RANK" in env and "WORLD_SIZE" in env:
         names = {"rank": "RANK", "world": "WORLD_SIZE", "local_rank": "LOCAL_RANK", "port": "MASTER_PORT"}
         address = env.get("MASTER_ADDR", "localhost")
-        return _checked(Place(address=address, **{k: _number(env, name) for k, name in names.items()}))
+        return _checked(RankInfo(address=address, **{k: _number(env, name) for k, name in names.items()}))
     if _number(env, "SLURM_STEP_NUM_TASKS", "1") > 1:
         nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", "localhost")
         return _checked(
-            Place(
+            RankInfo(
                 rank=_number(env, "SLURM_PROCID"),
                 world=_number(env, "SLURM_STEP_NUM_TASKS"),
                 local_rank=_number(env, "SLURM_LOCALID"),
@@ -63,7 +65,7 @@ def find_place(env: Mapping[str, str]) -> Place:
                 port=_number(env, "MASTER_PORT") if "MASTER_PORT" in env else _port(env),
             )
         )
-    return Place()
+    return RankInfo()
 
 
 def first_host(nodes: str) -> str:
@@ -89,23 +91,23 @@ def _number(env: Mapping[str, str], name: str, default: str | None = None) -> in
     return int(text)
 
 
-def _checked(place: Place) -> Place:
-    if place.rank >= place.world:
-        what = f"rank {place.rank} of {place.world}: ranks are counted from 0"
+def _checked(info: RankInfo) -> RankInfo:
+    if info.rank >= info.world:
+        what = f"rank {info.rank} of {info.world}: ranks are counted from 0"
         raise InputError(what, where="RANK", hint="Start the ranks with torchrun or srun.")
-    return place
+    return info
 
 
 @cache
-def here() -> Place:
-    """This process's place, by its environment."""
-    return find_place(os.environ)
+def rank_info() -> RankInfo:
+    """This process's info, by its environment."""
+    return find_rank_info(os.environ)
 
 
-def is_first() -> bool:
+def is_rank0() -> bool:
     """Whether this rank prints and writes files. Also known before the ranks have met."""
     try:
-        return here().rank == 0
+        return rank_info().rank == 0
     except InputError:  # `start` will raise it
         return True
 
@@ -119,16 +121,16 @@ _meetings = 0  # so far: each has keys of its own in the store
 def start() -> None:
     """Meet the other ranks. Raises InputError where they do not all come."""
     global _store
-    place = here()
-    if place.world == 1 or _store is not None:
+    info = rank_info()
+    if info.world == 1 or _store is not None:
         return
     import torch
     from torch import distributed
 
     if "RANK" not in os.environ:
-        os.environ.update(RANK=str(place.rank), WORLD_SIZE=str(place.world))
-        os.environ.update(LOCAL_RANK=str(place.local_rank))
-        os.environ.update(MASTER_ADDR=place.address, MASTER_PORT=str(place.port))
+        os.environ.update(RANK=str(info.rank), WORLD_SIZE=str(info.world))
+        os.environ.update(LOCAL_RANK=str(info.local_rank))
+        os.environ.update(MASTER_ADDR=info.address, MASTER_PORT=str(info.port))
     try:
         store, _, _ = next(distributed.rendezvous("env://", timeout=PATIENCE))
         store.set_timeout(PATIENCE)
@@ -136,15 +138,15 @@ def start() -> None:
         distributed.init_process_group(
             backend,
             store=distributed.PrefixStore("tensors", store),
-            rank=place.rank,
-            world_size=place.world,
+            rank=info.rank,
+            world_size=info.world,
             timeout=PATIENCE,
         )
-        lifeline.hold(place.rank, place.world, place.address, store)
+        peer_watchdog.hold(info.rank, info.world, info.address, store)
     except (RuntimeError, OSError) as error:
-        what = f"the {place.world} ranks did not meet at {place.address}:{place.port} ({_short(error)})"
+        what = f"the {info.world} ranks did not meet at {info.address}:{info.port} ({_short(error)})"
         hint = "Look for the message of the rank that is missing; MASTER_ADDR and MASTER_PORT can be set."
-        raise InputError(what, where=f"rank {place.rank}", hint=hint) from None
+        raise InputError(what, where=f"rank {info.rank}", hint=hint) from None
     _store = store
 
 
@@ -152,36 +154,36 @@ def _short(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
-def leave(code: int, agreed: bool) -> None:
-    """End this process. `agreed`: the other ranks leave as well; else their lifelines break, and they end."""
+def leave(code: int, on_all_ranks: bool) -> None:
+    """End this process. `on_all_ranks`: the others leave as well; else their watchdogs end them."""
     if _store is None:
         sys.exit(code)
-    if agreed:
-        lifeline.say_goodbye(rank())
+    if on_all_ranks:
+        peer_watchdog.say_goodbye(rank())
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # the threads of gloo and NCCL may wait for a rank that has gone already
 
 
 def await_alarm() -> None:
-    """Before an error is shown that may be the echo of another rank's death: then the lifeline ends us."""
+    """Before an error is shown that may be the echo of another rank's death: then the watchdog ends us."""
     if _store is not None:
         time.sleep(ALARM_SECONDS)
 
 
 def rank() -> int:
-    return here().rank if _store is not None else 0
+    return rank_info().rank if _store is not None else 0
 
 
 def world() -> int:
     """How many ranks have met."""
-    return here().world if _store is not None else 1
+    return rank_info().world if _store is not None else 1
 
 
 # --- words -----------------------------------------------------------------------------------------------
 
 
-def from_first(compute: Callable[[], T]) -> T:
+def broadcast_from_rank0(compute: Callable[[], T]) -> T:
     """What `compute` returns, or the BnnppError it raises, on the first rank: on every rank."""
     if world() == 1:
         return compute()
@@ -193,13 +195,13 @@ def from_first(compute: Callable[[], T]) -> T:
             _store.set(key, pickle.dumps((None, error)))
     value, fault = pickle.loads(_store.get(key))
     if fault:
-        fault.agreed = True
+        fault.on_all_ranks = True
         raise fault
     return value
 
 
 @contextmanager
-def agreed() -> Iterator[None]:
+def raise_on_all_ranks() -> Iterator[None]:
     """A BnnppError that any rank raises inside, every rank raises: that of the lowest rank."""
     fault: BnnppError | None = None
     try:
@@ -214,7 +216,7 @@ def agreed() -> Iterator[None]:
         if other:
             if number:
                 other.where = f"rank {number}: {other.where}" if other.where else f"rank {number}"
-            other.agreed = True
+            other.on_all_ranks = True
             raise other
 
 
@@ -232,7 +234,7 @@ def _exchange(value: Any) -> list[Any]:
 
 
 @contextmanager
-def in_turn() -> Iterator[None]:
+def rank0_first() -> Iterator[None]:
     """The first rank goes through the block first, then one of each node, then all others together.
 
     So that a download or a cache is made once, and found by the rest.
@@ -240,13 +242,13 @@ def in_turn() -> Iterator[None]:
     if world() == 1:
         yield
         return
-    key, place = _key(), here()
-    if place.rank:
-        _store.wait([f"{key}/{place.rank - place.local_rank if place.local_rank else 0}"])
+    key, info = _key(), rank_info()
+    if info.rank:
+        _store.wait([f"{key}/{info.rank - info.local_rank if info.local_rank else 0}"])
     try:
         yield
     finally:
-        _store.set(f"{key}/{place.rank}", b"done")
+        _store.set(f"{key}/{info.rank}", b"done")
 
 
 def _key() -> str:
@@ -259,7 +261,7 @@ def _key() -> str:
 
 
 def reduce_sum(tensor: Tensor) -> Tensor:
-    """The sum over ranks, in place."""
+    """The sum over ranks, in info."""
     if world() > 1:
         from torch import distributed
 
@@ -268,7 +270,7 @@ def reduce_sum(tensor: Tensor) -> Tensor:
 
 
 def reduce_mean(tensor: Tensor) -> Tensor:
-    """The mean over ranks, in place."""
+    """The mean over ranks, in info."""
     return reduce_sum(tensor).div_(world()) if world() > 1 else tensor
 
 
@@ -281,7 +283,7 @@ def broadcast(tensors: Iterable[Tensor]) -> None:
             distributed.broadcast(tensor, src=0)
 
 
-def share_out(net: nn.Module) -> nn.Module:
+def wrap_ddp(net: nn.Module) -> nn.Module:
     """The network as it is trained: its gradients are the means over all ranks."""
     if world() == 1:
         return net

@@ -118,7 +118,7 @@ def make_trainer() -> Callable[..., Any]:
     """A small fine-tuning, built as `pipeline` builds it: an embedded model on a few digits."""
     import torch
 
-    from binarize_cli.binarize.blocks import binary_form
+    from binarize_cli.binarize.blocks import rewrite_architecture
     from binarize_cli.binarize.calibrate import calibrate
     from binarize_cli.binarize.convert import binarize, binarize_inputs
     from binarize_cli.binarize.quantizer import WeightQuantizer
@@ -154,7 +154,7 @@ def make_trainer() -> Callable[..., Any]:
         net, quantizer = float_model.net, None
         if method != "float":
             quantizer = WeightQuantizer(recipe)
-            net = binary_form(net, task, "bi-real", "float")
+            net = rewrite_architecture(net, task, "bi-real", "float")
             table, stats = choose_layers(net, float_model, recipe), {}
             if task != "bw":
                 names = [row.name for row in table if row.binary]
@@ -227,13 +227,13 @@ def _fork_rank(number: int, world: int, port: int, function: Callable, folder: P
         err = (folder / f"rank{number}.err").open("w")
         os.dup2(err.fileno(), 2)
         sys.stderr = sys.__stderr__ = err
-        for known in (ranks.here, console.screen, console.page):
+        for known in (ranks.rank_info, console.stderr, console.stdout):
             known.cache_clear()
         ranks.start()
         value = function(number)
         (folder / f"rank{number}.value").write_bytes(pickle.dumps(value))
         ranks.barrier()
-        ranks.leave(0, agreed=True)
+        ranks.leave(0, on_all_ranks=True)
     except BnnppError as error:
         leave_with(error)
     except BaseException:

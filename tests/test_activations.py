@@ -16,24 +16,24 @@ from torch import nn
 
 from binarize_cli.binarize.accumulator import Rule
 from binarize_cli.binarize.activations import LatentInput, SignInput
-from binarize_cli.binarize.blocks import BiRealBlock, RPReLU, binary_form, rewrite_blocks
+from binarize_cli.binarize.blocks import BiRealBlock, RPReLU, rewrite_architecture, rewrite_blocks
 from binarize_cli.binarize.calibrate import InputStats, calibrate
 from binarize_cli.binarize.convert import (
     binarize,
     binarize_inputs,
     binary_layers,
-    binary_products,
+    binary_matmuls,
     harden,
 )
+from binarize_cli.binarize.float_accumulator import FloatAccumulator, Window
 from binarize_cli.binarize.layers import BinaryConv2d, BinaryLinear
 from binarize_cli.binarize.quantizer import WeightQuantizer
-from binarize_cli.binarize.select import count_products, select
-from binarize_cli.binarize.sums import FloatSums, Window
-from binarize_cli.binarize.tiles import conv_in_tiles, linear_in_tiles, pairs_in_tiles
+from binarize_cli.binarize.select import count_macs, select
+from binarize_cli.binarize.tiles import batched_matmul_in_tiles, conv_in_tiles, linear_in_tiles
 from binarize_cli.binarize.weights import LatentWeight
 from binarize_cli.models.load import load
 from binarize_cli.models.names import resolve
-from binarize_cli.packed.integer import IntegerSums
+from binarize_cli.packed.integer_accumulator import IntegerAccumulator
 from binarize_cli.recipe import Accumulator, Activation, Recipe, Train
 from binarize_cli.training.teacher import block_names
 
@@ -89,7 +89,7 @@ def test_training_and_packed_sums_are_the_references(rule, length):
         (adversarial(6, length), adversarial(4, length)),
     ):
         expected = reference_linear(x.numpy(), w.numpy(), rule)
-        for sums in (FloatSums(rule), IntegerSums(rule)):
+        for sums in (FloatAccumulator(rule), IntegerAccumulator(rule)):
             np.testing.assert_array_equal(sums.linear(x, w).numpy(), expected)
 
 
@@ -107,8 +107,8 @@ def test_convolutions_too_whatever_their_geometry(rule, groups, kernel, stride, 
     x = nn.functional.pad(signs(2, 4 * groups, 7, 6, seed=seed), (1, 1, 2, 2), value=around)
     w = signs(2 * groups, 4, kernel, kernel, seed=seed + 1)
     window = Window((kernel, kernel), (stride, stride), (dilation, dilation), groups)
-    found = FloatSums(rule).conv(x, w, window)
-    assert torch.equal(found, IntegerSums(rule).conv(x, w, window))
+    found = FloatAccumulator(rule).conv(x, w, window)
+    assert torch.equal(found, IntegerAccumulator(rule).conv(x, w, window))
     reach = dilation * (kernel - 1) + 1
     for n, o, i, j in ((0, 0, 0, 0), (1, 2 * groups - 1, found.shape[2] - 1, found.shape[3] - 1)):
         group = o // 2
@@ -120,26 +120,26 @@ def test_convolutions_too_whatever_their_geometry(rule, groups, kernel, stride, 
 def test_chunks_do_not_change_the_sums(monkeypatch):
     x, w = signs(9, 8, 10, 10), signs(6, 8, 3, 3, seed=1)
     window = Window((3, 3), (1, 1), (1, 1), 1)
-    whole = FloatSums(Rule("saturate")).conv(x, w, window)
+    whole = FloatAccumulator(Rule("saturate")).conv(x, w, window)
     monkeypatch.setattr("binarize_cli.binarize.tiles.CHUNK", 1000)
-    monkeypatch.setattr("binarize_cli.packed.integer.CHUNK", 1000)
-    assert torch.equal(FloatSums(Rule("saturate")).conv(x, w, window), whole)
-    assert torch.equal(IntegerSums(Rule("saturate")).conv(x, w, window), whole)
+    monkeypatch.setattr("binarize_cli.packed.integer_accumulator.CHUNK", 1000)
+    assert torch.equal(FloatAccumulator(Rule("saturate")).conv(x, w, window), whole)
+    assert torch.equal(IntegerAccumulator(Rule("saturate")).conv(x, w, window), whole)
 
 
 def test_gradients_go_straight_through_where_nothing_overflowed_and_overflows_are_counted():
     x, w = torch.ones(2, 300), torch.ones(3, 300)
     x[1, ::2] = -1  # sums of 0, which never overflow
     x.requires_grad_()
-    sums = FloatSums(Rule("saturate"))
+    sums = FloatAccumulator(Rule("saturate"))
     y = sums.linear(x, w)
     assert y[0].tolist() == [127] * 3 and y[1].tolist() == [0] * 3
     y.sum().backward()
     assert torch.equal(x.grad, torch.stack([torch.zeros(300), torch.full((300,), 3.0)]))
-    assert sums.sums == 0  # training does not count
+    assert sums.count == 0  # training does not count
     with torch.no_grad():
         sums.linear(x, w)
-    assert (int(sums.overflows), sums.sums) == (3, 6)
+    assert (int(sums.overflows), sums.count) == (3, 6)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_sums_in_tiles_are_exact_within_autocast():
     x, w = signs(3, 1000), signs(5, 1000, seed=1)
     images, kernels = signs(2, 64, 7, 7), signs(4, 64, 3, 3, seed=1)
     window = Window((3, 3), (1, 1), (1, 1), 1)
-    sums = FloatSums(Rule("saturate", 2))
+    sums = FloatAccumulator(Rule("saturate", 2))
     with torch.autocast("cpu", torch.bfloat16):
         found = sums.linear(x.bfloat16(), w), sums.conv(images.bfloat16(), kernels, window)
     assert torch.equal(found[0], sums.linear(x, w))
@@ -173,7 +173,7 @@ def test_sums_in_tiles_are_exact_within_autocast():
     "operator,inputs",
     [
         (linear_in_tiles, lambda: (signs(5, 200), signs(3, 200, seed=1))),
-        (pairs_in_tiles, lambda: (signs(4, 5, 200), signs(4, 3, 200, seed=1))),
+        (batched_matmul_in_tiles, lambda: (signs(4, 5, 200), signs(4, 3, 200, seed=1))),
         (conv_in_tiles, lambda: (signs(2, 8, 9, 9), signs(6, 4, 3, 3, seed=1), (2, 1), (1, 1), 2)),
     ],
 )
@@ -195,7 +195,7 @@ def binary_linear(rule: Recipe, progress: float = 0.0, hard: bool = False) -> Bi
     quantizer.hard = hard
     layer = BinaryLinear(linear := nn.Linear(20, 7), LatentWeight(linear.weight, quantizer))
     layer.input = LatentInput(quantizer.activation, (-1,), draw(20, seed=3), torch.tensor(0.7))
-    layer.sums = FloatSums()
+    layer.accumulator = FloatAccumulator()
     return layer
 
 
@@ -229,7 +229,7 @@ def test_where_F_is_linear_a_convolution_with_a_bias_is_the_float_one_and_hard_i
     expected = conv(x)
     layer = BinaryConv2d(conv, LatentWeight(conv.weight, quantizer))
     layer.input = LatentInput(quantizer.activation, (1,), draw(6, seed=3), torch.tensor(0.7))
-    layer.sums = FloatSums()
+    layer.accumulator = FloatAccumulator()
     torch.testing.assert_close(layer(x), expected, rtol=1e-3, atol=1e-3)
     quantizer.hard = True
     expected = layer(x).detach()
@@ -386,11 +386,9 @@ def trained_network(model: str, rule: Recipe):
     """
     torch.manual_seed(0)
     found = load(resolve(model), pretrained=True)
-    net = binary_form(found.net, rule.task, rule.activation.blocks, rule.activation.attention)
+    net = rewrite_architecture(found.net, rule.task, rule.activation.blocks, rule.activation.attention)
     example = torch.zeros(2, 1, 8, 8)
-    table = select(
-        net, rule.layers, list(count_products(net, example)), ["head" if "vit" in model else "linear"]
-    )
+    table = select(net, rule.layers, list(count_macs(net, example)), ["head" if "vit" in model else "linear"])
     quantizer = WeightQuantizer(rule)
     names = [row.name for row in table if row.binary]
     stats = calibrate(net, names, [torch.rand(32, 1, 8, 8)], rule)
@@ -412,8 +410,8 @@ def check_hard_and_integers(net: nn.Module, quantizer: WeightQuantizer) -> None:
     expected = fixed(x)
     for _, layer in binary_layers(fixed):
         assert isinstance(layer.input, SignInput)
-    for _, module in (*binary_layers(fixed), *binary_products(fixed)):
-        module.sums = IntegerSums(module.sums.rule)
+    for _, module in (*binary_layers(fixed), *binary_matmuls(fixed)):
+        module.accumulator = IntegerAccumulator(module.accumulator.rule)
     assert torch.equal(fixed(x), expected)
 
 
@@ -424,9 +422,9 @@ def test_the_hard_network_computes_what_training_did_and_integers_give_the_same_
     check_hard_and_integers(net, quantizer)
 
 
-def test_products_are_counted_for_one_image():
+def test_macs_are_counted_for_one_image():
     net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, groups=1), nn.Flatten(), nn.Linear(4 * 25, 7))
-    assert count_products(net, torch.zeros(2, 3, 5, 5)) == {"0": 25 * 4 * 27, "2": 700}
+    assert count_macs(net, torch.zeros(2, 3, 5, 5)) == {"0": 25 * 4 * 27, "2": 700}
 
 
 def test_padding_is_a_third_value_or_a_chosen_sign():
@@ -438,7 +436,7 @@ def test_padding_is_a_third_value_or_a_chosen_sign():
         nn.init.ones_(conv.weight)
         layer = BinaryConv2d(conv, LatentWeight(conv.weight, quantizer))
         layer.input = LatentInput(quantizer.activation, (1,), None, torch.tensor(1.0))
-        layer.sums, layer.pad_value = FloatSums(), value
+        layer.accumulator, layer.pad_value = FloatAccumulator(), value
         outputs[value] = float(layer(torch.ones(1, 1, 4, 4))[0, 0, 0, 0].detach())
     assert outputs == {-1: 4 - 5, 0: 4, 1: 9}
 
@@ -460,7 +458,7 @@ def test_activations_first_keeps_float_weights_and_settles():
     latent = LatentWeight(draw(4, 9), quantizer)
     quantizer.idle = True
     quantizer.hard = True
-    units, alpha = latent.units()
+    units, alpha = latent.signs_and_scale()
     torch.testing.assert_close(units * alpha[:, None], latent.latent)
     quantizer.activation.settled = True
     quantizer.move_to(0.0)
@@ -488,7 +486,7 @@ def test_from_the_command_to_the_scored_file(model, task, bnnpp, tiny, tmp_path)
     binary = [row for row in account["layers"] if row["bits"] == 1]
     assert all(row["input"].startswith("1 bit") for row in binary)
     assert any("one-sided" in row["input"] for row in binary)
-    assert account["products"]["signs"] == 0 < account["products"]["float"] < account["products"]["binary"]
+    assert account["macs"]["signs"] == 0 < account["macs"]["float"] < account["macs"]["binary"]
     for row in binary:
         rule = row["accumulator"]
         assert (rule is None) if task == "bwa" else 0 <= rule["overflowed"] <= 1

@@ -10,7 +10,7 @@ import pytest
 
 from binarize_cli.quantizers import functions as q
 from binarize_cli.quantizers import parts
-from binarize_cli.quantizers.functions import library
+from binarize_cli.quantizers.functions import array_namespace
 from binarize_cli.quantizers.method import Method
 from binarize_cli.quantizers.methods import METHODS
 from binarize_cli.quantizers.parts import Transform
@@ -70,7 +70,7 @@ def test_a_new_entry_is_valid_in_recipes_and_trains(toy, bnnpp, empty, tiny):
 
 
 def arctan(p, k):
-    return library(p).arctan(k * p) * (2 / 3.141592653589793)
+    return array_namespace(p).arctan(k * p) * (2 / 3.141592653589793)
 
 
 ARCTAN = Transform("arctan", arctan, "2/pi arctan(k p)", {"k": Schedule(2.0, 100.0)})

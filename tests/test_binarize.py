@@ -17,11 +17,11 @@ from timm.layers import Conv2dSame, Linear, StdConv2d
 from torch import nn
 from torchvision.models.vision_transformer import EncoderBlock
 
-from binarize_cli.binarize.attention import SplitAttention, split_attention
+from binarize_cli.binarize.attention import LinearProjAttention, use_linear_projections
 from binarize_cli.binarize.convert import binarize, binary_weights, harden, rounded
 from binarize_cli.binarize.layers import BinaryConv2d, BinaryLinear, kind
 from binarize_cli.binarize.quantizer import WeightQuantizer
-from binarize_cli.binarize.select import OTHER, all_float, count_products, select
+from binarize_cli.binarize.select import OTHER, all_float, count_macs, select
 from binarize_cli.binarize.weights import LatentWeight, computed_once
 from binarize_cli.errors import InputError
 from binarize_cli.models.build import build
@@ -61,7 +61,7 @@ IMAGES = torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(5))
 
 def table(net: nn.Module, example: torch.Tensor = IMAGES, heads=("head",), **rules):
     """Layer name -> its row."""
-    rows = select(net, Layers(**rules), list(count_products(net, example)), list(heads))
+    rows = select(net, Layers(**rules), list(count_macs(net, example)), list(heads))
     return {row.name: row for row in rows}
 
 
@@ -113,7 +113,7 @@ def test_first_is_the_first_layer_called_not_the_first_defined():
             return self.last(self.early(x))
 
     net = Backwards()
-    assert list(count_products(net, torch.zeros(1, 4))) == ["early", "last"]
+    assert list(count_macs(net, torch.zeros(1, 4))) == ["early", "last"]
     assert binary(table(net, torch.zeros(1, 4), [], keep_float=["first"])) == ["last"]
 
 
@@ -132,7 +132,7 @@ def test_a_recipe_that_leaves_no_layer_is_refused():
 def test_looking_at_the_calls_changes_nothing():
     net = Net().train()
     before = copy.deepcopy(net.state_dict())
-    assert list(count_products(net, IMAGES)) == ["stem", "block.0", "mix", "head"]
+    assert list(count_macs(net, IMAGES)) == ["stem", "block.0", "mix", "head"]
     assert net.training and not any(module._forward_pre_hooks for module in net.modules())
     assert all(torch.equal(before[key], tensor) for key, tensor in net.state_dict().items())
 
@@ -206,7 +206,7 @@ def test_split_attention_is_multihead_attention(width, heads, bias):
     if bias:
         nn.init.normal_(whole.in_proj_bias)
         nn.init.normal_(whole.out_proj.bias)
-    split, x = SplitAttention(copy.deepcopy(whole)).eval(), torch.randn(3, 7, width)
+    split, x = LinearProjAttention(copy.deepcopy(whole)).eval(), torch.randn(3, 7, width)
     found, weights = split(x, x, x, need_weights=False)
     assert weights is None
     torch.testing.assert_close(found, whole(x, x, x, need_weights=False)[0], rtol=0, atol=1e-6)
@@ -215,10 +215,10 @@ def test_split_attention_is_multihead_attention(width, heads, bias):
 def test_an_encoder_block_of_torchvision_computes_the_same_and_its_layers_are_called():
     block = EncoderBlock(4, 32, 64, dropout=0.0, attention_dropout=0.0, norm_layer=nn.LayerNorm).eval()
     x = torch.randn(2, 9, 32)
-    before, called = block(x), list(count_products(block, x))
-    split_attention(block)
+    before, called = block(x), list(count_macs(block, x))
+    use_linear_projections(block)
     torch.testing.assert_close(block(x), before, rtol=0, atol=1e-6)
-    assert set(count_products(block, x)) - set(called) == {
+    assert set(count_macs(block, x)) - set(called) == {
         "self_attention.in_proj",
         "self_attention.out_proj",
     }
@@ -227,7 +227,7 @@ def test_an_encoder_block_of_torchvision_computes_the_same_and_its_layers_are_ca
 
 
 def test_attention_drops_out_in_training_alone():
-    split = SplitAttention(nn.MultiheadAttention(8, 2, dropout=0.5, batch_first=True))
+    split = LinearProjAttention(nn.MultiheadAttention(8, 2, dropout=0.5, batch_first=True))
     x = torch.randn(2, 5, 8)
     assert not torch.equal(split(x, x, x)[0], split(x, x, x)[0])
     split.eval()
@@ -236,9 +236,9 @@ def test_attention_drops_out_in_training_alone():
 
 def test_attention_of_another_form_is_left_alone_and_refuses_to_guess():
     net = nn.ModuleList([nn.MultiheadAttention(8, 2), nn.MultiheadAttention(8, 2, kdim=4, batch_first=True)])
-    split_attention(net)
+    use_linear_projections(net)
     assert all(type(module) is nn.MultiheadAttention for module in net)
-    split, x = SplitAttention(nn.MultiheadAttention(8, 2, batch_first=True)), torch.randn(1, 3, 8)
+    split, x = LinearProjAttention(nn.MultiheadAttention(8, 2, batch_first=True)), torch.randn(1, 3, 8)
     for arguments in ((x, x.clone(), x), (x, x, x.clone()), (x, x, x, True)):
         with pytest.raises(NotImplementedError):
             split(*arguments)
@@ -376,7 +376,7 @@ def test_where_F_is_linear_the_soft_network_is_the_float_one():
     net = build("timm", "digits_vit", 10).eval()
     x = torch.randn(4, 1, 8, 8)
     before = net(x)
-    rows = select(net, Layers(), list(count_products(net, x)), head_names(net))
+    rows = select(net, Layers(), list(count_macs(net, x)), head_names(net))
     binarize(net, rows, quantizer(schedules={"mu": 1e-3}))
     assert len(list(binary_weights(net))) == 16
     torch.testing.assert_close(net(x), before, rtol=0, atol=1e-4)

@@ -21,10 +21,10 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from binarize_cli import __version__
-from binarize_cli.draft import names
 from binarize_cli.models import hub
 from binarize_cli.quantizers.methods import METHODS
 from binarize_cli.recipe import Recipe
+from binarize_cli.recipe_io import names
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "timm", "torchvision", "matplotlib")
@@ -514,7 +514,7 @@ def test_inspect_accounts_for_every_byte_under_the_documented_keys(bnnpp, finish
     assert {"format", "method", "task", "model", "layers", "bytes", "ratio"} <= account.keys()
     assert (account["format"], account["method"], account["task"]) == (1, "bnn++", "bw")
     assert account["model"]["name"] == "digits_resnet" and account["model"]["num_classes"] == 10
-    keys = {"name", "kind", "shape", "bits", "bytes", "why", "input", "accumulator", "products"}
+    keys = {"name", "kind", "shape", "bits", "bytes", "why", "input", "accumulator", "macs"}
     assert all(row.keys() == keys for row in account["layers"])
     sizes = account["bytes"]
     assert list(sizes) == ["total", "binary", "scales", "float", "metadata"]

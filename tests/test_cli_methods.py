@@ -11,7 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from binarize_cli import draft
+from binarize_cli import recipe_io
 from binarize_cli.cli import recipes
 from binarize_cli.cli.methods import methods
 from binarize_cli.errors import InputError
@@ -149,21 +149,21 @@ def test_nothing_heavy_is_imported(words):
 
 def test_recipes_ls():
     listed = json.loads(run("recipes", "ls", "--json"))
-    assert [row["name"] for row in listed] == draft.names()
-    assert [line.split()[0] for line in run("recipes", "ls").splitlines()] == draft.names()
+    assert [row["name"] for row in listed] == recipe_io.names()
+    assert [line.split()[0] for line in run("recipes", "ls").splitlines()] == recipe_io.names()
     assert all(row["description"] for row in listed)
 
 
 def test_recipes_show():
-    text = (draft.folder() / "default.yaml").read_text()
+    text = (recipe_io.folder() / "default.yaml").read_text()
     assert run("recipes", "show", "default") == text
-    full = draft.parse(run("recipes", "show", "default", "--full"), "shown").validate()
-    assert full == draft.read("default").validate()
+    full = recipe_io.parse(run("recipes", "show", "default", "--full"), "shown").validate()
+    assert full == recipe_io.read("default").validate()
     assert "bnnpp recipes ls" in refused("recipes", "show", "defalt")
 
 
 def test_recipes_cp(tmp_path):
-    text = (draft.folder() / "default.yaml").read_text()
+    text = (recipe_io.folder() / "default.yaml").read_text()
     mine = tmp_path / "mine.yaml"
     assert run("recipes", "cp", "default", str(mine)) == f"{mine}\n"
     assert mine.read_text() == text

@@ -8,8 +8,8 @@ import json
 import numpy as np
 import torch
 
-from binarize_cli.draft import read
 from binarize_cli.quantizers.methods import METHODS
+from binarize_cli.recipe_io import read
 from binarize_cli.training.least_squares import make_problems, solve
 
 

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from timm.data import create_transform
 
+from binarize_cli.data.datasets import UnreadableImage, known_datasets, open_dataset
 from binarize_cli.data.decode import decode
 from binarize_cli.data.device import DeviceCache, fits
 from binarize_cli.data.images import Source, Split
@@ -28,7 +29,6 @@ from binarize_cli.data.loaders import (
     score_transform,
     train_transform,
 )
-from binarize_cli.data.sources import UnreadableImage, known_datasets, open_source
 from binarize_cli.errors import InputError
 from binarize_cli.recipe import Augment
 
@@ -89,7 +89,7 @@ def assert_same(some, others):
 
 
 def test_digits_are_what_they_were():
-    digits = open_source("digits", None)
+    digits = open_dataset("digits", None)
     assert (len(digits.train), len(digits.val)) == (1437, 360)
     assert digits.classes == tuple("0123456789")
     assert np.bincount(digits.train.targets).tolist() == [142, 146, 141, 147, 144, 146, 145, 143, 139, 144]
@@ -102,17 +102,17 @@ def test_digits_are_what_they_were():
 
 def test_digits_take_no_folder(tmp_path):
     with pytest.raises(InputError, match=str(tmp_path)):
-        open_source("digits", tmp_path)
+        open_dataset("digits", tmp_path)
 
 
 def test_folder(folder):
-    pets = open_source(None, folder)
+    pets = open_dataset(None, folder)
     assert pets.classes == ("cat", "dog")
     assert pets.train.targets == [0] * 6 + [1] * 6
     assert pets.val.targets == [0, 0, 1, 1]
     assert pets.name == str(folder)
     assert pets.val.read(3).size == (40, 30)
-    assert open_source(**pets.reference).fingerprint == pets.fingerprint
+    assert open_dataset(**pets.reference).fingerprint == pets.fingerprint
 
 
 @pytest.mark.parametrize("name", ["pets.tar", "pets.tar.gz", "pets.TGZ", "pets.tar.xz"])
@@ -121,10 +121,10 @@ def test_archives_read_as_the_folder_does(folder, tmp_path, name, wrapper):
     if wrapper == "some/pets":
         wrapper = "pets"  # one folder around the splits
     (folder / "train" / "cat" / "._0.png").write_bytes(b"what macOS puts into archives")
-    plain = open_source(None, folder)
+    plain = open_dataset(None, folder)
     archive = tmp_path / name.lower()
     pack(folder, archive, wrapper)
-    packed = open_source(None, archive.rename(tmp_path / name))
+    packed = open_dataset(None, archive.rename(tmp_path / name))
     assert (packed.classes, packed.fingerprint) == (plain.classes, plain.fingerprint)
     for split, other in (packed.train, plain.train), (packed.val, plain.val):
         assert split.targets == other.targets
@@ -132,18 +132,18 @@ def test_archives_read_as_the_folder_does(folder, tmp_path, name, wrapper):
 
 
 def test_a_dataset_of_timms(folder):
-    pets, plain = open_source("torch/image_folder", folder), open_source(None, folder)
+    pets, plain = open_dataset("torch/image_folder", folder), open_dataset(None, folder)
     assert (pets.classes, pets.name) == (plain.classes, "torch/image_folder")
     assert pets.train.targets == plain.train.targets
     assert pets.val.read(3).tobytes() == plain.val.read(3).tobytes()
-    assert len(open_source(**pets.reference, need_train=False).train) == 0
+    assert len(open_dataset(**pets.reference, need_train=False).train) == 0
 
 
 def test_the_default_is_said(monkeypatch, capsys, folder):
     monkeypatch.delenv("BNNPP_DATA", raising=False)
-    assert open_source(None, None).name == "digits"
+    assert open_dataset(None, None).name == "digits"
     monkeypatch.setenv("BNNPP_DATA", str(folder))
-    assert open_source(None, None).name == str(folder)
+    assert open_dataset(None, None).name == str(folder)
     streams = capsys.readouterr()
     assert "embedded 'digits'" in streams.err
     assert f"$BNNPP_DATA, {folder}" in streams.err
@@ -151,22 +151,22 @@ def test_the_default_is_said(monkeypatch, capsys, folder):
 
 
 def test_the_fingerprint_follows_the_files(folder):
-    before = open_source(None, folder).fingerprint
+    before = open_dataset(None, folder).fingerprint
     with (folder / "train" / "cat" / "0.png").open("ab") as file:
         file.write(b"!")
-    assert open_source(None, folder).fingerprint != before
+    assert open_dataset(None, folder).fingerprint != before
 
 
 def test_small_squares_are_recognised(folder):
-    assert open_source(None, folder).native_size is None
+    assert open_dataset(None, folder).native_size is None
     for file in folder.rglob("*.png"):
         Image.open(file).resize((32, 32)).save(file)
-    assert open_source(None, folder).native_size == 32
+    assert open_dataset(None, folder).native_size == 32
 
 
 def test_scoring_needs_val_alone(folder):
     shutil.rmtree(folder / "train")
-    pets = open_source(None, folder, need_train=False)
+    pets = open_dataset(None, folder, need_train=False)
     assert (len(pets.train), len(pets.val), pets.classes) == (0, 4, ("cat", "dog"))
 
 
@@ -174,9 +174,9 @@ def test_listing_imports_nothing_heavy(folder):
     code = f"""
 import sys
 from pathlib import Path
-from binarize_cli.data.sources import open_source
-open_source(None, Path({str(folder)!r}))
-open_source('digits', None)
+from binarize_cli.data.datasets import open_dataset
+open_dataset(None, Path({str(folder)!r}))
+open_dataset('digits', None)
 print([name for name in ('torch', 'torchvision', 'timm', 'numpy') if name in sys.modules])"""
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"
@@ -215,7 +215,7 @@ def test_faults_of_a_folder_name_the_place_and_the_fix(folder, message):
     spoil, place = FAULTS[message]
     spoil(folder)
     with pytest.raises(InputError) as caught:
-        open_source(None, folder)
+        open_dataset(None, folder)
     assert str(caught.value).startswith(f"{folder / place}: {message}")
     assert caught.value.hint
 
@@ -224,9 +224,9 @@ def test_a_file_that_is_no_dataset(tmp_path):
     text = tmp_path / "notes.txt"
     text.write_text("hello")
     with pytest.raises(InputError, match=r"notes\.txt: is neither a folder nor a tar file"):
-        open_source(None, text)
+        open_dataset(None, text)
     with pytest.raises(InputError, match=r"notes\.txt: is a path"):
-        open_source(str(text), None)
+        open_dataset(str(text), None)
 
 
 @pytest.mark.parametrize("name", ["cut.tar", "cut.tar.gz", "cut.tar.xz"])
@@ -234,18 +234,18 @@ def test_an_archive_cut_short(folder, tmp_path, name):
     archive = pack(folder, tmp_path / name, "pets")
     archive.write_bytes(archive.read_bytes()[: archive.stat().st_size // 2])
     with pytest.raises(InputError, match=f"{name}: cannot be read as a tar file"):
-        open_source(None, archive)
+        open_dataset(None, archive)
 
 
 def test_an_archive_of_links(folder, tmp_path):
     (folder / "train" / "cat" / "9.png").symlink_to("0.png")
     with pytest.raises(InputError, match=r"1 entries are links, such as pets/train/cat/9\.png"):
-        open_source(None, pack(folder, tmp_path / "pets.tar", "pets"))
+        open_dataset(None, pack(folder, tmp_path / "pets.tar", "pets"))
 
 
 def test_an_unknown_name_gets_a_guess():
     with pytest.raises(InputError, match="Did you mean 'cifar10'") as caught:
-        open_source("cifar-10", None)
+        open_dataset("cifar-10", None)
     assert all(name in caught.value.hint for name in known_datasets())
 
 
@@ -255,7 +255,7 @@ def test_a_download_that_fails(tmp_path, monkeypatch):
 
     monkeypatch.setattr("urllib.request.urlopen", no_network)
     with pytest.raises(InputError, match="--data-dir") as caught:
-        open_source("cifar10", tmp_path)
+        open_dataset("cifar10", tmp_path)
     assert str(tmp_path) in caught.value.what
 
 
@@ -263,7 +263,7 @@ def test_unreadable_images_are_counted_and_named(folder, capsys):
     broken = [folder / "train" / "cat" / "3.png", folder / "train" / "dog" / "0.png"]
     broken[0].write_bytes(broken[0].read_bytes()[:200])
     broken[1].write_text("not an image")
-    split = open_source(None, folder).train
+    split = open_dataset(None, folder).train
     with pytest.raises(UnreadableImage) as caught:
         decode(split, skip_unreadable=False, limit_gb=1)
     message = f"2 of 12 images cannot be decoded: {broken[0]}, {broken[1]}"
@@ -278,14 +278,14 @@ def test_skipping_never_loses_a_class(folder):
     for file in (folder / "val" / "cat").iterdir():
         file.write_text("not an image")
     with pytest.raises(UnreadableImage, match="no image is left of 1 of the classes"):
-        decode(open_source(None, folder).val, skip_unreadable=True, limit_gb=1)
+        decode(open_dataset(None, folder).val, skip_unreadable=True, limit_gb=1)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_unreadable_image_met_on_the_way(folder, workers):
     broken = folder / "val" / "dog" / "1.png"
     broken.write_text("not an image")
-    split = decode(open_source(None, folder).val, skip_unreadable=False, limit_gb=0)
+    split = decode(open_dataset(None, folder).val, skip_unreadable=False, limit_gb=0)
     with pytest.raises(UnreadableImage) as caught:
         list(ScoreBatches(split, Preprocessing(), batch_size=2, workers=workers))
     assert str(caught.value).startswith(f"{broken}: cannot be decoded")
@@ -294,7 +294,7 @@ def test_an_unreadable_image_met_on_the_way(folder, workers):
 def test_decoding_keeps_the_pixels(folder):
     Image.new("I;16", (9, 7), 0x8000).save(folder / "val" / "cat" / "0.png")
     Image.new("P", (5, 6)).save(folder / "val" / "cat" / "1.png")
-    split = open_source(None, folder).val
+    split = open_dataset(None, folder).val
     decoded = decode(split, skip_unreadable=False, limit_gb=1)
     assert [(decoded.read(i).mode, decoded.read(i).size) for i in range(2)] == [
         ("L", (9, 7)),
@@ -311,7 +311,7 @@ HEAVY = Augment(crop="rrc", color_jitter=0.4, auto_augment="rand-m9-mstd0.5-inc1
 
 @pytest.mark.parametrize("augment", [Augment(), HEAVY], ids=["default", "heavy"])
 def test_workers_and_restarts_change_nothing(augment):
-    batches = training(open_source("digits", None), augment=augment)
+    batches = training(open_dataset("digits", None), augment=augment)
     whole = list(batches.epoch(1))
     assert len(whole) == len(batches) == 14
     assert whole[0][0].shape == (100, 1, 8, 8)
@@ -322,7 +322,7 @@ def test_workers_and_restarts_change_nothing(augment):
 
 
 def test_seeds_and_epochs_differ():
-    digits = open_source("digits", None)
+    digits = open_dataset("digits", None)
     images = [next(training(digits, seed=s).epoch(e))[0] for s, e in [(0, 0), (0, 1), (1, 0), (-1, 0)]]
     assert all(not torch.equal(images[i], images[j]) for i in range(4) for j in range(i))
 
@@ -331,13 +331,13 @@ def test_the_generators_outside_stay_where_they_were():
     torch.manual_seed(0), random.seed(0), np.random.seed(0)
     expected = torch.rand(2), random.random(), np.random.rand()
     torch.manual_seed(0), random.seed(0), np.random.seed(0)
-    list(training(open_source("digits", None), augment=HEAVY).epoch(0))
+    list(training(open_dataset("digits", None), augment=HEAVY).epoch(0))
     assert torch.equal(torch.rand(2), expected[0])
     assert (random.random(), np.random.rand()) == expected[1:]
 
 
 def test_an_epoch_holds_each_image_once():
-    digits = open_source("digits", None)
+    digits = open_dataset("digits", None)
     subset = digits.train.subset(range(40))
     still = train_transform(GREY, Augment(crop="none"), digits)
     (images, targets), *rest = Batches(subset, still, batch_size=64, seed=0).epoch(0)
@@ -349,7 +349,7 @@ def test_an_epoch_holds_each_image_once():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_scoring_is_complete_and_in_order(workers):
-    val = open_source("digits", None).val
+    val = open_dataset("digits", None).val
     batches = ScoreBatches(val, GREY, batch_size=100, workers=workers)
     assert len(batches) == len(list(batches)) == 4
     images = torch.cat([images for images, _ in batches])  # a second time
@@ -360,7 +360,7 @@ def test_scoring_is_complete_and_in_order(workers):
 
 def test_scoring_sees_what_timm_would_show(folder):
     config = Preprocessing(interpolation="bicubic")
-    val = open_source(None, folder).val
+    val = open_dataset(None, folder).val
     names = ["input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode"]
     timm = create_transform(**{name: getattr(config, name) for name in names})
     ((images, _),) = ScoreBatches(val, config, batch_size=4)
@@ -368,14 +368,14 @@ def test_scoring_sees_what_timm_would_show(folder):
 
 
 def test_models_of_three_channels_see_grey_images_in_colour():
-    val = open_source("digits", None).val
+    val = open_dataset("digits", None).val
     images, _ = next(iter(ScoreBatches(val, Preprocessing(), batch_size=5)))
     assert images.shape == (5, 3, SIDE, SIDE)
     assert score_transform(GREY).image(Image.new("RGB", (8, 8))).shape == (1, 8, 8)
 
 
 def test_auto_augment_settles_by_size_and_dataset(folder):
-    digits, pets = open_source("digits", None), open_source(None, folder)
+    digits, pets = open_dataset("digits", None), open_dataset(None, folder)
     settled = resolve_augment(Augment(), GREY, digits)
     assert (settled.crop, settled.hflip) == ("pad", 0.0)
     assert resolve_augment(settled, GREY, digits) == settled
@@ -384,7 +384,7 @@ def test_auto_augment_settles_by_size_and_dataset(folder):
 
 
 def test_the_pad_crop_shifts_by_an_eighth_and_fills_with_zeros():
-    digits = open_source("digits", None)
+    digits = open_dataset("digits", None)
     white = Image.new("L", (8, 8), 255)
     crop = train_transform(GREY, Augment(), digits).image
     lost = set()
@@ -396,18 +396,18 @@ def test_the_pad_crop_shifts_by_an_eighth_and_fills_with_zeros():
 
 @pytest.mark.parametrize("policy", ["rand-m0", "v0", "augmix-m5-w4-d2"])
 def test_policies_that_leave_no_bits_survive(policy):
-    transform = train_transform(GREY, Augment(auto_augment=policy), open_source("digits", None)).image
+    transform = train_transform(GREY, Augment(auto_augment=policy), open_dataset("digits", None)).image
     for _ in range(200):
         transform(Image.new("L", (8, 8), 255))
 
 
 def test_an_unknown_auto_augment():
     with pytest.raises(InputError, match="timm cannot read 'rand-z9'"):
-        train_transform(GREY, Augment(auto_augment="rand-z9"), open_source("digits", None))
+        train_transform(GREY, Augment(auto_augment="rand-z9"), open_dataset("digits", None))
 
 
 def test_hold_out():
-    train = open_source("digits", None).train
+    train = open_dataset("digits", None).train
     kept, held = hold_out(train, 0.05, seed=0)
     assert (len(kept), len(held)) == (1365, 72)
     assert sorted(kept.items + held.items) == sorted(train.items)
@@ -418,7 +418,7 @@ def test_hold_out():
 
 @pytest.mark.skipif(not IMAGENETTE.exists(), reason=f"no shared data at {IMAGENETTE}")
 def test_the_shared_imagenette():
-    imagenette = open_source(None, IMAGENETTE)
+    imagenette = open_dataset(None, IMAGENETTE)
     assert (len(imagenette.train), len(imagenette.val), len(imagenette.classes)) == (1500, 600, 10)
     assert (imagenette.classes[0], imagenette.native_size) == ("n01440764", None)
 

@@ -18,12 +18,12 @@ GROUND = (
     "",
     "quantizers",
     "recipe",
-    "draft",
+    "recipe_io",
     "console",
     "errors",
     "files",
     "ranks",
-    "lifeline",
+    "peer_watchdog",
     "slurm",
 )  # "" is the package itself
 ORDER = {room: place for place, room in enumerate((*JOURNEY, *ABOVE), start=1)} | dict.fromkeys(GROUND, 0)

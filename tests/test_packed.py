@@ -21,10 +21,10 @@ from safetensors.numpy import load_file, save
 from safetensors.torch import save_file
 from torchvision.models import VisionTransformer
 
-from binarize_cli.binarize.attention import split_attention
+from binarize_cli.binarize.attention import use_linear_projections
 from binarize_cli.binarize.convert import binarize, binary_weights, harden
 from binarize_cli.binarize.quantizer import WeightQuantizer
-from binarize_cli.binarize.select import count_products, select
+from binarize_cli.binarize.select import count_macs, select
 from binarize_cli.errors import BnnppError, InputError
 from binarize_cli.files import atomic, write_text
 from binarize_cli.models.build import build
@@ -271,7 +271,7 @@ def a_float_network(name: str) -> torch.nn.Module:
 def hard_network(net: torch.nn.Module, example: torch.Tensor, dtype=torch.float16, **rules):
     """The network as it ships, and its table of layers."""
     recipe = Recipe.model_validate(rules)
-    rows = select(split_attention(net), recipe.layers, list(count_products(net, example)), head_names(net))
+    rows = select(use_linear_projections(net), recipe.layers, list(count_macs(net, example)), head_names(net))
     binarize(net, rows, WeightQuantizer(recipe))
     return place(harden(net, dtype), CPU), rows
 

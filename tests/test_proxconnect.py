@@ -150,8 +150,8 @@ def method(forward, backward) -> Method:
 
 
 def test_a_pair_whose_f_moves_where_b_is_zero_or_whose_p_decreases_is_a_heuristic():
-    assert "F moves where B is 0" in certify(method(q.identity, q.box)).explanation
-    assert "decreases" in certify(method(np.sin, q.one)).explanation
+    assert "F moves where B is 0" in certify(method(q.identity, q.clipped_ste)).explanation
+    assert "decreases" in certify(method(np.sin, q.ste)).explanation
     rising = certify(method(np.sin, np.cos))
     assert rising.guaranteed and rising.map_name == "identity"
 

@@ -74,8 +74,8 @@ SHARE = st.floats(0, 1, width=16)
 PAIRS = {
     "sign": (q.sign, sign, None),
     "identity": (q.identity, lambda x: x, None),
-    "one": (q.one, lambda x: np.ones_like(x), None),
-    "box": (q.box, box, None),
+    "one": (q.ste, lambda x: np.ones_like(x), None),
+    "box": (q.clipped_ste, box, None),
     "sign_swish": (q.sign_swish, sign_swish, MU),
     "sign_swish_slope": (q.sign_swish_slope, sign_swish_slope, MU),
     "linear_quantizer": (q.linear_quantizer, linear_quantizer, RHO),
@@ -139,7 +139,7 @@ def test_sign_of_zero_is_plus_one_wherever_it_counts(zero):
 
 def test_box_is_closed_at_one():
     x = np.array([-1.0001, -1, 0, 1, 1.0001])
-    assert q.box(x).tolist() == [0, 1, 1, 1, 0]
+    assert q.clipped_ste(x).tolist() == [0, 1, 1, 1, 0]
 
 
 @settings(max_examples=100, deadline=None)
@@ -296,7 +296,7 @@ def test_a_learned_alpha_gets_the_sum_of_grad_times_F_over_what_it_scales():
     w, n, alpha = operands((4, 3, 3, 2), per_channel=True)
     alpha.requires_grad_()
     grad = shaped(4, 3, 3, 2, seed=4)
-    ForwardBackward.apply(w, n, alpha, q.sign, q.one).backward(grad)
+    ForwardBackward.apply(w, n, alpha, q.sign, q.ste).backward(grad)
     expected = (grad.numpy() * sign(w.detach().numpy())).sum((1, 2, 3))
     np.testing.assert_allclose(alpha.grad.reshape(-1).numpy(), expected)
 
@@ -304,5 +304,5 @@ def test_a_learned_alpha_gets_the_sum_of_grad_times_F_over_what_it_scales():
 def test_no_gradient_flows_through_the_statistics_that_n_and_alpha_were_taken_from():
     w, _, _ = operands((5, 7), per_channel=True)
     n = w.abs().mean(1, keepdim=True)  # attached: the function itself must cut it
-    ForwardBackward.apply(w, n, n.detach(), q.sign, q.one).sum().backward()
+    ForwardBackward.apply(w, n, n.detach(), q.sign, q.ste).sum().backward()
     torch.testing.assert_close(w.grad, torch.ones_like(w))

@@ -21,7 +21,7 @@ from binarize_cli.data.digits import open_digits
 from binarize_cli.data.loaders import Batches, ScoreBatches, Transform, _part
 from binarize_cli.errors import InputError, Interrupted
 from binarize_cli.evaluation import measure
-from binarize_cli.ranks import Place, find_place, first_host
+from binarize_cli.ranks import RankInfo, find_rank_info, first_host
 from binarize_cli.training import state
 from binarize_cli.training.batchnorm import reestimate, synchronise
 from binarize_cli.training.precision import find_device
@@ -50,25 +50,25 @@ STEP = {
 
 
 def test_torchrun_says_which_rank_this_is():
-    assert find_place(TORCHRUN) == Place(3, 4, 1, "n7", 29500)
-    assert find_place(STEP | TORCHRUN) == Place(3, 4, 1, "n7", 29500), "torchrun inside srun"
+    assert find_rank_info(TORCHRUN) == RankInfo(3, 4, 1, "n7", 29500)
+    assert find_rank_info(STEP | TORCHRUN) == RankInfo(3, 4, 1, "n7", 29500), "torchrun inside srun"
 
 
 def test_slurm_says_which_rank_this_is():
-    place = find_place(STEP)
+    place = find_rank_info(STEP)
     assert (place.rank, place.world, place.local_rank, place.address) == (2, 4, 0, "n3")
     assert 15_000 <= place.port < 31_000
-    assert find_place(STEP | {"SLURM_PROCID": "0"}).port == place.port
+    assert find_rank_info(STEP | {"SLURM_PROCID": "0"}).port == place.port
     others = [{"SLURM_STEP_ID": "2"}, {"SLURM_JOB_ID": "4243"}]
-    assert all(find_place(STEP | other).port != place.port for other in others)
-    assert find_place(STEP | {"MASTER_ADDR": "gw", "MASTER_PORT": "7"}).address == "gw"
+    assert all(find_rank_info(STEP | other).port != place.port for other in others)
+    assert find_rank_info(STEP | {"MASTER_ADDR": "gw", "MASTER_PORT": "7"}).address == "gw"
 
 
 def test_one_task_or_a_batch_shell_is_a_plain_run():
-    assert find_place({}) == Place()
-    assert find_place(STEP | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}) == Place()
+    assert find_rank_info({}) == RankInfo()
+    assert find_rank_info(STEP | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}) == RankInfo()
     shell = {key: value for key, value in STEP.items() if "STEP" not in key}
-    assert find_place(shell | {"SLURM_PROCID": "0"}) == Place()
+    assert find_rank_info(shell | {"SLURM_PROCID": "0"}) == RankInfo()
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_one_task_or_a_batch_shell_is_a_plain_run():
 def test_variables_that_make_no_sense_are_named(change, named):
     env = {key: value for key, value in (TORCHRUN | change).items() if value is not None}
     with pytest.raises(InputError) as left:
-        find_place(env)
+        find_rank_info(env)
     assert left.value.where == named and "torchrun" in left.value.hint
 
 
@@ -99,7 +99,7 @@ def test_the_first_host_of_a_list_of_nodes(nodes, first):
 
 def test_each_rank_has_the_gpu_of_its_number_on_the_node(monkeypatch):
     monkeypatch.setattr(ranks, "_store", object())
-    monkeypatch.setattr(ranks, "here", lambda: Place(5, 8, 1))
+    monkeypatch.setattr(ranks, "rank_info", lambda: RankInfo(5, 8, 1))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
     for count, index in ((4, 1), (2, 1), (1, 0)):
@@ -107,7 +107,7 @@ def test_each_rank_has_the_gpu_of_its_number_on_the_node(monkeypatch):
         assert find_device("auto") == find_device("cuda") == torch.device("cuda", index)
     with pytest.raises(InputError, match="cannot share"):
         find_device("cuda:0")
-    monkeypatch.setattr(ranks, "here", lambda: Place(7, 8, 3))
+    monkeypatch.setattr(ranks, "rank_info", lambda: RankInfo(7, 8, 3))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(InputError, match="local rank 3 has no GPU: 2 found"):
         find_device("auto")
@@ -220,21 +220,23 @@ def test_scores_are_those_of_one_rank(world, on_ranks):
 def test_what_ranks_tell_each_other(on_ranks, tmp_path):
     def talk(number: int):
         turns = tmp_path / "turns"
-        with ranks.in_turn(), turns.open("a") as file:
+        with ranks.rank0_first(), turns.open("a") as file:
             time.sleep(0.2 * (number == 0))
             file.write(f"{number} ")
-        told = ranks.from_first(lambda: f"rank {number} was asked")
+        told = ranks.broadcast_from_rank0(lambda: f"rank {number} was asked")
         total = ranks.reduce_sum(torch.tensor([number + 1.0, 1.0])).tolist()
         faults = []
         for guilty in (1, 0):
             try:
-                with ranks.agreed():
+                with ranks.raise_on_all_ranks():
                     if number == guilty:
                         raise InputError("no such image", where="x.png")
             except InputError as error:
-                faults.append((error.where, error.agreed))
+                faults.append((error.where, error.on_all_ranks))
         try:
-            ranks.from_first(lambda: int("7") / 0 if number else (_ for _ in ()).throw(InputError("full")))
+            ranks.broadcast_from_rank0(
+                lambda: int("7") / 0 if number else (_ for _ in ()).throw(InputError("full"))
+            )
         except InputError as error:
             faults.append(error.what)
         return told, total, faults

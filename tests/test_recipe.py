@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from binarize_cli import draft as recipes
-from binarize_cli.draft import parse, parse_value
+from binarize_cli import recipe_io as recipes
 from binarize_cli.errors import InputError
 from binarize_cli.quantizers.methods import METHODS
 from binarize_cli.quantizers.schedules import Schedule, constant
 from binarize_cli.recipe import Recipe, effective_normalize, effective_schedules
+from binarize_cli.recipe_io import parse, parse_value
 
 
 def valid(text: str) -> Recipe:

@@ -90,7 +90,7 @@ def a_document(classes: list[str], blocks: int = 12, epochs: int = 30, **changes
             layer("head", 16),
         ],
         "bytes": SIZES,
-        "products": {"binary": 0, "signs": 1_045_757_952, "float": 28_901_376},
+        "macs": {"binary": 0, "signs": 1_045_757_952, "float": 28_901_376},
         "binary_weights": 5_308_416,
         "float32_bytes": 22_105_384,
         "ratio": 19.02,

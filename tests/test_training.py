@@ -28,7 +28,7 @@ from binarize_cli.training.objective import Objective, distillation
 from binarize_cli.training.optimizer import check_optimizer, make_optimizer, make_scheduler
 from binarize_cli.training.precision import autocast_type, find_device
 from binarize_cli.training.stop import StopRequest
-from binarize_cli.training.teacher import KeptLogits, Teacher
+from binarize_cli.training.teacher import LogitCache, Teacher
 
 CPU = torch.device("cpu")
 TIMED = ("seconds", "images_per_second")
@@ -129,7 +129,7 @@ def lessons(folder, facts, steps):
     """What a teacher says at these steps, in epochs of three batches, and how often it had to think."""
     torch.manual_seed(0)
     net = Counted(4, 10)
-    teacher = Teacher(net, KeptLogits(folder, facts, batches=3))
+    teacher = Teacher(net, LogitCache(folder, facts, batches=3))
     return [teacher(draw(6, 4, seed=step), step) for step in steps], net.asked
 
 
@@ -160,7 +160,7 @@ def test_logits_of_other_facts_or_of_half_an_epoch_are_not_taken(tmp_path):
 
 def test_logits_of_more_bytes_than_the_limit_are_not_collected(tmp_path, monkeypatch):
     monkeypatch.setattr("binarize_cli.training.teacher.LIMIT", 3 * 6 * 10 * 4 - 1)  # one byte short
-    kept = KeptLogits(tmp_path, {}, batches=3)
+    kept = LogitCache(tmp_path, {}, batches=3)
     for step in range(3):
         kept.add(step, draw(6, 10))
         assert kept.seen == (-1, [])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from binarize_cli import __version__
-from binarize_cli.draft import names
+from binarize_cli.recipe_io import names
 
 ROOT = Path(__file__).parents[1]
 LIGHT = ("typer", "rich", "pydantic", "pyyaml", "numpy")

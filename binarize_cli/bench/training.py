@@ -14,15 +14,15 @@ from pathlib import Path
 
 import torch
 
-from binarize_cli.binarize.attention import split_attention
-from binarize_cli.binarize.blocks import binary_form
+from binarize_cli.binarize.attention import use_linear_projections
+from binarize_cli.binarize.blocks import rewrite_architecture
 from binarize_cli.binarize.calibrate import calibrate
 from binarize_cli.binarize.convert import binarize, binarize_inputs, binary_weights
 from binarize_cli.binarize.quantizer import WeightQuantizer
+from binarize_cli.data.datasets import Source
 from binarize_cli.data.decode import decode
 from binarize_cli.data.images import Split
 from binarize_cli.data.loaders import Batches, train_transform
-from binarize_cli.data.sources import Source
 from binarize_cli.models.classes import adapt_head
 from binarize_cli.models.load import FloatModel
 from binarize_cli.plan import choose_layers, choose_workers
@@ -65,7 +65,7 @@ class Setting:
         adapt_head(model, self.source.classes)
         batches = self._batches()
         if kind == FLOAT:
-            net, quantizer = split_attention(model.net), None
+            net, quantizer = use_linear_projections(model.net), None
         else:
             net, quantizer = self._binarized(model, kind, batches)
         rule = self.recipe.train
@@ -88,7 +88,7 @@ class Setting:
     ) -> tuple[torch.nn.Module, WeightQuantizer]:
         """The network as `bnnpp binarize --task` trains it, calibrated on one batch."""
         recipe = self.recipe.model_copy(update={"task": task})
-        net = binary_form(model.net, task, recipe.activation.blocks, recipe.activation.attention)
+        net = rewrite_architecture(model.net, task, recipe.activation.blocks, recipe.activation.attention)
         table, quantizer, stats = choose_layers(net, model, recipe), WeightQuantizer(recipe), {}
         if task != "bw":
             images, _ = next(iter(batches.epoch(0)))

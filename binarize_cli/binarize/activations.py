@@ -30,7 +30,7 @@ class LatentInput(nn.Module):
         self.register_buffer("one", torch.ones(()), persistent=False)
 
     @property
-    def unrestored(self) -> Tensor | None:
+    def pending_shift(self) -> Tensor | None:
         """What a layer has to add again after its sums, through its bias."""
         return self.threshold
 
@@ -49,7 +49,7 @@ class LatentInput(nn.Module):
 class SignInput(nn.Module):
     """x -> (sign(x - t), beta) with fixed t [channels] or none, and beta []."""
 
-    unrestored = None  # the layer's bias holds it
+    pending_shift = None  # the layer's bias holds it
 
     def __init__(self, axes: Axes, threshold: Tensor | None, scale: Tensor):
         super().__init__()

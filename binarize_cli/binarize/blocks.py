@@ -13,7 +13,7 @@ import torch.nn.functional as F
 import torchvision.models.resnet
 from torch import Tensor, nn
 
-from binarize_cli.binarize.attention import open_products, split_attention
+from binarize_cli.binarize.attention import unfuse_attention, use_linear_projections
 from binarize_cli.models import cifar_resnet
 
 
@@ -95,16 +95,16 @@ REWRITES = {
 }
 
 
-def binary_form(net: nn.Module, task: str, blocks: str, attention: str) -> nn.Module:
+def rewrite_architecture(net: nn.Module, task: str, blocks: str, attention: str) -> nn.Module:
     """In place: attention as linear layers and, for binary inputs, what `activation` says of the rest.
 
     `blocks`: residual blocks; `attention`: its products, with which InputError is raised if there are none.
     """
-    net = split_attention(net)
+    net = use_linear_projections(net)
     if task == "bw":
         return net
     net = rewrite_blocks(net) if blocks == "bi-real" else net
-    return open_products(net) if attention == "binary" else net
+    return unfuse_attention(net) if attention == "binary" else net
 
 
 def rewrite_blocks(net: nn.Module) -> nn.Module:

@@ -1,4 +1,4 @@
-"""A look at the inputs of the layers and products that will have binary ones, over some training images."""
+"""A look at the inputs of the layers and matmuls that will have binary ones, over some training images."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from binarize_cli.binarize.accumulator import Rule
 from binarize_cli.binarize.activations import Axes, SignInput, above
-from binarize_cli.binarize.layers import BINARY_FORM, PAD_VALUES
-from binarize_cli.binarize.products import BINARY_PRODUCT, is_product
-from binarize_cli.binarize.sums import FloatSums
-from binarize_cli.binarize.watch import watch
+from binarize_cli.binarize.float_accumulator import FloatAccumulator
+from binarize_cli.binarize.layers import BINARY_LAYERS, PAD_VALUES
+from binarize_cli.binarize.matmuls import BINARY_MATMULS, is_matmul
+from binarize_cli.binarize.observe import watch
 from binarize_cli.binarize.weights import SignWeight
 from binarize_cli.quantizers.functions import sign
 from binarize_cli.recipe import Recipe
@@ -26,7 +26,7 @@ MOST_SHIFT = 4
 
 @dataclass
 class InputStats:
-    """What the inputs of a layer looked like, or one factor of a product."""
+    """What the inputs of a layer looked like, or one factor of a matmul."""
 
     axes: Axes  # of the channels
     mean: Tensor  # [channels]
@@ -50,7 +50,7 @@ class InputStats:
 def calibrate(
     net: nn.Module, names: Sequence[str], images: Sequence[Tensor], recipe: Recipe
 ) -> dict[str, list[InputStats]]:
-    """Name -> what its inputs are: one of a layer, two of a product.
+    """Name -> what its inputs are: one of a layer, two of a matmul.
 
     Of the float network in eval mode, over batches of images.
     """
@@ -82,8 +82,8 @@ def calibrate(
 
 
 def axes_of(module: nn.Module) -> tuple[Axes, ...]:
-    """The axes of the channels of each input of a float layer or product that is to be binary."""
-    return module.axes if is_product(module) else (BINARY_FORM[type(module)].axes,)
+    """The axes of the channels of each input of a float layer or matmul that is to be binary."""
+    return module.axes if is_matmul(module) else (BINARY_LAYERS[type(module)].axes,)
 
 
 def _moments(x: Tensor, axes: Axes) -> Tensor:
@@ -112,21 +112,23 @@ def _choose_shifts(
             return
         binary = _signs(net.get_submodule(name), stats[name], recipe)
         for shift in range(MOST_SHIFT + 1):
-            binary.sums = FloatSums(Rule(rule.overflow, shift))
+            binary.accumulator = FloatAccumulator(Rule(rule.overflow, shift))
             binary(*inputs)
             found.shift = shift
-            if binary.sums.overflowed <= RARE:
+            if binary.accumulator.overflowed <= RARE:
                 return
 
     watch(net, stats, [images], choose)
 
 
 def _signs(module: nn.Module, stats: Sequence[InputStats], recipe: Recipe) -> nn.Module:
-    """A layer of signs for a float layer, a product of signs for a float product; without sums."""
+    """A layer of signs for a float layer, a matmul of signs for a float matmul; without accumulator."""
     learned, one = recipe.activation.threshold == "learned", torch.ones_like(stats[0].magnitude)
     inputs = [SignInput(found.axes, found.mean if learned else None, one) for found in stats]
-    if is_product(module):
-        return BINARY_PRODUCT[type(module)](*inputs)
-    layer = BINARY_FORM[type(module)](module, SignWeight(sign(module.weight), one.expand(len(module.weight))))
+    if is_matmul(module):
+        return BINARY_MATMULS[type(module)](*inputs)
+    layer = BINARY_LAYERS[type(module)](
+        module, SignWeight(sign(module.weight), one.expand(len(module.weight)))
+    )
     layer.input, layer.pad_value = inputs[0], PAD_VALUES[recipe.activation.padding]
     return layer

@@ -10,17 +10,17 @@ from torch import nn
 from binarize_cli.binarize.accumulator import Rule
 from binarize_cli.binarize.activations import LatentInput, SignInput
 from binarize_cli.binarize.calibrate import InputStats
+from binarize_cli.binarize.float_accumulator import FloatAccumulator
 from binarize_cli.binarize.layers import (
-    BINARY_FORM,
+    BINARY_LAYERS,
     PAD_VALUES,
     BinaryConv2d,
     BinaryLinear,
     is_candidate,
 )
-from binarize_cli.binarize.products import BINARY_PRODUCT, BinaryProduct, is_product
+from binarize_cli.binarize.matmuls import BINARY_MATMULS, BinaryMatmul, is_matmul
 from binarize_cli.binarize.quantizer import WeightQuantizer
 from binarize_cli.binarize.select import Layer
-from binarize_cli.binarize.sums import FloatSums
 from binarize_cli.binarize.weights import LatentWeight, SignWeight
 from binarize_cli.recipe import Recipe
 
@@ -29,7 +29,7 @@ def replace_layers(net: nn.Module, names: Sequence[str], weight_for) -> nn.Modul
     """Replace, in place, the named layers by their binary form, with weights from `weight_for`."""
     for name in names:
         layer = net.get_submodule(name)
-        net.set_submodule(name, BINARY_FORM[type(layer)](layer, weight_for(name, layer)))
+        net.set_submodule(name, BINARY_LAYERS[type(layer)](layer, weight_for(name, layer)))
     return net
 
 
@@ -42,7 +42,7 @@ def binarize(net: nn.Module, table: Sequence[Layer], quantizer: WeightQuantizer)
 def binarize_inputs(
     net: nn.Module, stats: Mapping[str, Sequence[InputStats]], quantizer: WeightQuantizer, recipe: Recipe
 ) -> nn.Module:
-    """Give, in place, layers binary inputs and products binary factors, as the calibration found them."""
+    """Give, in place, layers binary inputs and matmuls binary factors, as the calibration found them."""
     rule, made = recipe.accumulator, recipe.activation
 
     def latent(found: InputStats) -> LatentInput:
@@ -50,16 +50,16 @@ def binarize_inputs(
         scale = found.magnitude if made.scale == "learned" else None
         return LatentInput(quantizer.activation, found.axes, threshold, scale)
 
-    def sums(found: InputStats) -> FloatSums:
-        return FloatSums(Rule(rule.overflow, found.shift) if recipe.task == "bwaa" else None)
+    def sums(found: InputStats) -> FloatAccumulator:
+        return FloatAccumulator(Rule(rule.overflow, found.shift) if recipe.task == "bwaa" else None)
 
     for name, inputs in stats.items():
         module = net.get_submodule(name)
-        if is_product(module):
-            product = BINARY_PRODUCT[type(module)](*map(latent, inputs), sums(inputs[0]))
-            net.set_submodule(name, product)
+        if is_matmul(module):
+            matmul = BINARY_MATMULS[type(module)](*map(latent, inputs), sums(inputs[0]))
+            net.set_submodule(name, matmul)
         else:
-            module.input, module.sums = latent(inputs[0]), sums(inputs[0])
+            module.input, module.accumulator = latent(inputs[0]), sums(inputs[0])
             module.pad_value = PAD_VALUES[made.padding]
     return net
 
@@ -71,10 +71,10 @@ def binary_layers(net: nn.Module) -> Iterator[tuple[str, BinaryLinear | BinaryCo
             yield name, module
 
 
-def binary_products(net: nn.Module) -> Iterator[tuple[str, BinaryProduct]]:
-    """(name, product), for every binary product of attention."""
+def binary_matmuls(net: nn.Module) -> Iterator[tuple[str, BinaryMatmul]]:
+    """(name, matmul), for every binary matmul of attention."""
     for name, module in net.named_modules():
-        if isinstance(module, BinaryProduct):
+        if isinstance(module, BinaryMatmul):
             yield name, module
 
 
@@ -96,8 +96,8 @@ def harden(net: nn.Module, dtype: torch.dtype) -> nn.Module:
         layer.weight = SignWeight(layer.weight.signs(), rounded(layer.weight.hard_scale(), dtype))
         if layer.input is not None:
             _harden_input(layer, dtype)
-    for _, product in binary_products(net):
-        product.left, product.right = _fixed(product.left, dtype), _fixed(product.right, dtype)
+    for _, matmul in binary_matmuls(net):
+        matmul.left, matmul.right = _fixed(matmul.left, dtype), _fixed(matmul.right, dtype)
     signs = {id(w.signs) for _, w in binary_weights(net)}
     for tensor in (*net.parameters(), *net.buffers()):
         if id(tensor) not in signs and tensor.is_floating_point():
@@ -110,7 +110,7 @@ def _harden_input(layer: BinaryLinear | BinaryConv2d, dtype: torch.dtype) -> Non
     learned, fixed = layer.input, _fixed(layer.input, dtype)
     if learned.threshold is not None:
         learned.threshold.copy_(fixed.threshold)
-        bias = layer.shifted_bias(*layer.weight.units())
+        bias = layer.shifted_bias(*layer.weight.signs_and_scale())
         layer.bias = None if bias is None else nn.Parameter(bias.detach())
     layer.input = fixed
 

@@ -1,7 +1,7 @@
 """The binary layers. Each does its float twin's operation with weights it asks its `weight` module for.
 
-In tasks bwa and bwaa it asks its `input` module for binary inputs too; then `sums` adds up +-1 products, and
-one factor an output channel, alpha beta, scales them.
+In tasks bwa and bwaa it asks its `input` module for binary inputs too; then `accumulator` adds up products of
++-1, and one factor an output channel, alpha beta, scales them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from timm.layers.padding import get_same_padding
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from binarize_cli.binarize.sums import Window
+from binarize_cli.binarize.float_accumulator import Window
 
 PAD_VALUES = {"zero": 0, "plus": 1, "minus": -1}
 
@@ -29,22 +29,22 @@ class BinaryLinear(nn.Module):
         self.weight = weight
         self.bias = linear.bias
         self.input: nn.Module | None = None
-        self.sums: nn.Module | None = None
+        self.accumulator: nn.Module | None = None
 
     def forward(self, x: Tensor) -> Tensor:  # [..., in] -> [..., out]
         if self.input is None:
             return F.linear(x, self.weight(), self.bias)
         values, beta = self.input(x)
-        weights, alpha = self.weight.units()
-        y = self.sums.linear(values, weights) * (alpha * beta)
+        weights, alpha = self.weight.signs_and_scale()
+        y = self.accumulator.linear(values, weights) * (alpha * beta)
         bias = self.shifted_bias(weights, alpha)
         return y if bias is None else y + bias
 
     def shifted_bias(self, weights: Tensor, alpha: Tensor) -> Tensor | None:
         """The bias [out] with what the thresholds took off the inputs, for x is beta sign(x - t) + t."""
-        if self.input.unrestored is None:
+        if self.input.pending_shift is None:
             return self.bias
-        shift = alpha * (weights @ self.input.unrestored)
+        shift = alpha * (weights @ self.input.pending_shift)
         return shift if self.bias is None else self.bias + shift
 
 
@@ -64,7 +64,7 @@ class BinaryConv2d(nn.Module):
         self.weight = weight
         self.bias = conv.bias
         self.input: nn.Module | None = None
-        self.sums: nn.Module | None = None
+        self.accumulator: nn.Module | None = None
         self.pad_value = 0
 
     def forward(self, x: Tensor) -> Tensor:  # [N, in, H, W] -> [N, out, H', W']
@@ -74,10 +74,10 @@ class BinaryConv2d(nn.Module):
                 x, padding = F.pad(x, self.margins(x)), 0
             return F.conv2d(x, weight, self.bias, self.stride, padding, self.dilation, self.groups)
         values, beta = self.input(x)
-        weights, alpha = self.weight.units()
+        weights, alpha = self.weight.signs_and_scale()
         padded = F.pad(values, self.margins(values), value=self.pad_value)
         window = Window(self.kernel_size, self.stride, self.dilation, self.groups)
-        y = self.sums.conv(padded, weights, window) * (alpha * beta).view(-1, 1, 1)
+        y = self.accumulator.conv(padded, weights, window) * (alpha * beta).view(-1, 1, 1)
         bias = self.shifted_bias(weights, alpha)
         return y if bias is None else y + bias.view(-1, 1, 1)
 
@@ -86,7 +86,7 @@ class BinaryConv2d(nn.Module):
 
         A convolution without a bias has BatchNorm behind it, as a rule, which makes up for any constant.
         """
-        t = self.input.unrestored
+        t = self.input.pending_shift
         if self.bias is None or t is None:
             return self.bias
         taps = weights.sum((2, 3)).unflatten(0, (self.groups, -1))  # [groups, out / groups, in / groups]
@@ -107,7 +107,7 @@ class BinaryConv2d(nn.Module):
 
 # The layers whose whole operation is known here. Other subclasses of nn.Linear and nn.Conv2d change it
 # (weight standardisation, mixtures of experts ...) and are refused by name.
-BINARY_FORM = {
+BINARY_LAYERS = {
     nn.Linear: BinaryLinear,
     NonDynamicallyQuantizableLinear: BinaryLinear,  # the out_proj of nn.MultiheadAttention
     TimmLinear: BinaryLinear,  # nn.Linear that casts under TorchScript; MobileNet's head

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from binarize_cli.quantizers.functions import box, one, sign
+from binarize_cli.quantizers.functions import clipped_ste, sign, ste
 from binarize_cli.quantizers.method import Method
 from binarize_cli.quantizers.schedules import Schedule
 from binarize_cli.recipe import (
@@ -53,13 +53,13 @@ class Quantizer:
         return sign(x) if self.hard else self.method.F(x, self.values)
 
     @property
-    def hardens(self) -> bool:
+    def has_soft_phase(self) -> bool:
         """Whether hardening changes the pair: where F is sign all along there is nothing to harden."""
         return self.method.forward is not sign
 
     def B(self, x: Tensor) -> Tensor:
         """The backward quantizer; 1 for a map rule, whose F is a proximal map."""
-        return one(x) if self.method.maps else self.method.B(x, self.values)
+        return ste(x) if self.method.maps else self.method.B(x, self.values)
 
     @contextmanager
     def hardened(self, hard: bool = True) -> Iterator[None]:
@@ -105,9 +105,9 @@ class WeightQuantizer(Quantizer):
         (sign, F') would be a heuristic pair, and its narrow window would freeze the signs.
         """
         if self.idle:
-            return one(x)
-        if self.hard and self.hardens:
-            return one(x) * (self.normalize or 1.0)  # alpha / n times this is 1
+            return ste(x)
+        if self.hard and self.has_soft_phase:
+            return ste(x) * (self.normalize or 1.0)  # alpha / n times this is 1
         return super().B(x)
 
     @torch.no_grad()
@@ -172,9 +172,9 @@ class ActivationQuantizer(Quantizer):
 
         F' at the end of its schedule is so narrow that hardly an input would pass a gradient on.
         """
-        if self.hard and self.hardens:
+        if self.hard and self.has_soft_phase:
             multiple = self.normalize or 1.0
-            return box(x * (multiple / WINDOW)) * multiple  # the slope is 1 in units of beta
+            return clipped_ste(x * (multiple / WINDOW)) * multiple  # the slope is 1 in units of beta
         return super().B(x)
 
     def normaliser(self, scale: Tensor) -> Tensor:

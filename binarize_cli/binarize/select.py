@@ -9,9 +9,9 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-from binarize_cli.binarize.layers import BINARY_FORM, is_candidate, kind
-from binarize_cli.binarize.products import is_product
-from binarize_cli.binarize.watch import watch
+from binarize_cli.binarize.layers import BINARY_LAYERS, is_candidate, kind
+from binarize_cli.binarize.matmuls import is_matmul
+from binarize_cli.binarize.observe import watch
 from binarize_cli.errors import InputError, closest
 from binarize_cli.recipe import Layers
 
@@ -33,14 +33,14 @@ class Layer:
     """`1 bit` where the layer's inputs become signs, and whether they are one-sided."""
     accumulator: dict | None = None
     """Task bwaa: `overflow` (saturate or wrap) and `shift`, in bits."""
-    products: int = 0
+    macs: int = 0
     """Multiplications for one image."""
 
     def to_json(self) -> dict:
         return asdict(self)
 
 
-def count_products(net: nn.Module, example: torch.Tensor) -> dict[str, int]:
+def count_macs(net: nn.Module, example: torch.Tensor) -> dict[str, int]:
     """The multiplications for one image of each layer, and product of attention, that a forward pass calls.
 
     In the order of the first calls.
@@ -52,7 +52,7 @@ def count_products(net: nn.Module, example: torch.Tensor) -> dict[str, int]:
         each = module.weight[0].numel() if is_candidate(module) else inputs[0].shape[-1]
         counts[name] = counts.get(name, 0) + output[0].numel() * each
 
-    watched = [name for name, m in net.named_modules() if is_candidate(m) or is_product(m)]
+    watched = [name for name, m in net.named_modules() if is_candidate(m) or is_matmul(m)]
     watch(net, watched, [example], count)
     return counts
 
@@ -60,7 +60,7 @@ def count_products(net: nn.Module, example: torch.Tensor) -> dict[str, int]:
 def select(net: nn.Module, rules: Layers, called: Sequence[str], heads: Sequence[str]) -> list[Layer]:
     """Every layer of a float network with the decision on it.
 
-    `called` are the keys of `count_products`, `heads` are the names of the classifier layers.
+    `called` are the keys of `count_macs`, `heads` are the names of the classifier layers.
     Raises InputError for a pattern that matches nothing, for a layer that is to be binary but that a
     forward pass never calls, for one whose operation is not known here, and when no layer is left.
     """
@@ -92,7 +92,7 @@ def _table(net: nn.Module, chosen: dict[str, str], kept: dict[str, str]) -> list
             rows.append(Layer(name, kind(module), list(module.weight.shape), True, chosen[name] + branch))
         elif is_candidate(module):
             rows.append(Layer(name, kind(module), list(module.weight.shape), False, kept[name]))
-        elif is_product(module):
+        elif is_matmul(module):
             rows.append(Layer(name, module.kind, [], True, "activation.attention: binary"))
         elif tensors and not list(module.children()):
             shape = list(max(tensors.values(), key=torch.Tensor.numel).shape)
@@ -125,7 +125,7 @@ def _matches(
 def _refuse_unknown(candidates: dict[str, nn.Module], chosen: dict[str, str]) -> None:
     for name in chosen:
         module = candidates[name]
-        odd = type(module).__name__ if type(module) not in BINARY_FORM else ""
+        odd = type(module).__name__ if type(module) not in BINARY_LAYERS else ""
         if isinstance(module, nn.Conv2d) and module.padding_mode != "zeros":
             odd = f"convolution with {module.padding_mode} padding"
         if odd:

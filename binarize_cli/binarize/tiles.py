@@ -23,17 +23,17 @@ def linear_in_tiles(rows: Tensor, weights: Tensor, overflow: str, shift: int) ->
     """[R, K] by [out, K] -> the sums [R, out], and where they overflowed on the way (bool)."""
 
     def sums(rows: Tensor) -> tuple[Tensor, Tensor]:
-        return products_in_tiles(rows, weights, Rule(overflow, shift), _by_row)
+        return matmul_in_tiles(rows, weights, Rule(overflow, shift), _by_row)
 
     return _by_chunks(sums, len(weights), rows)
 
 
-@custom_op("bnnpp::pairs_in_tiles", mutates_args=())
-def pairs_in_tiles(left: Tensor, right: Tensor, overflow: str, shift: int) -> tuple[Tensor, Tensor]:
+@custom_op("bnnpp::batched_matmul_in_tiles", mutates_args=())
+def batched_matmul_in_tiles(left: Tensor, right: Tensor, overflow: str, shift: int) -> tuple[Tensor, Tensor]:
     """[n, L, K] by [n, M, K], row by row -> the sums [n, L, M], and where they overflowed (bool)."""
 
     def sums(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-        return products_in_tiles(left, right, Rule(overflow, shift), _by_row)
+        return matmul_in_tiles(left, right, Rule(overflow, shift), _by_row)
 
     return _by_chunks(sums, left.shape[1] * right.shape[1], left, right)
 
@@ -63,7 +63,7 @@ def conv_in_tiles(
     return _by_chunks(sums, len(weights) * height * width, images)
 
 
-def products_in_tiles(
+def matmul_in_tiles(
     left: Tensor, right: Tensor, rule: Rule, product: Callable[[Tensor, Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
     """[..., L, K] by [..., M, K] -> what `accumulate` gives; `product` multiplies the rows of a tile."""
@@ -146,5 +146,5 @@ def _register(operator, plain: Callable[..., Tensor], gradient: Callable[..., tu
 
 
 _register(linear_in_tiles, _by_row, lambda grad, rows, weights: (grad @ weights, grad.T @ rows))
-_register(pairs_in_tiles, _by_row, lambda grad, left, right: (grad @ right, grad.mT @ left))
+_register(batched_matmul_in_tiles, _by_row, lambda grad, left, right: (grad @ right, grad.mT @ left))
 _register(conv_in_tiles, _conv, _gradient_of_conv)

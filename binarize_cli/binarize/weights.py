@@ -27,7 +27,7 @@ class LatentWeight(nn.Module):
     def forward(self) -> Tensor:
         return self._keep("weights", self._weights)
 
-    def units(self) -> tuple[Tensor, Tensor]:
+    def signs_and_scale(self) -> tuple[Tensor, Tensor]:
         """The weights in units of alpha, +-1 where F is sign, shaped as the latents, and alpha [out]."""
         return self._keep("units", self._units)
 
@@ -82,7 +82,7 @@ class SignWeight(nn.Module):
     def forward(self) -> Tensor:
         return self.signs * self.scale.view(-1, *[1] * (self.signs.dim() - 1))
 
-    def units(self) -> tuple[Tensor, Tensor]:
+    def signs_and_scale(self) -> tuple[Tensor, Tensor]:
         """The signs in float32, and the scale [out]."""
         return self.signs.float(), self.scale
 

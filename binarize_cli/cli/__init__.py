@@ -17,7 +17,7 @@ from binarize_cli.cli.inspect import inspect
 from binarize_cli.cli.methods import methods
 from binarize_cli.cli.options import WithResume
 from binarize_cli.cli.theory import theory
-from binarize_cli.console import screen
+from binarize_cli.console import stderr
 from binarize_cli.errors import BnnppError, InputError, Interrupted, did_you_mean
 
 app = typer.Typer(
@@ -60,7 +60,7 @@ OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", 
 
 def main() -> None:
     """Run a command; every expected failure is one message on stderr and the exit code of its kind."""
-    agreed = True  # with the other ranks, if there are any, that all of them leave
+    on_all_ranks = True  # with the other ranks, if there are any, that all of them leave
     try:
         code = app(prog_name="bnnpp", standalone_mode=False)
     except BnnppError as error:
@@ -71,30 +71,30 @@ def main() -> None:
             sys.exit(2)
         code = _tell(_usage(error))
     except (KeyboardInterrupt, typer.Abort):
-        code, agreed = 130, False
+        code, on_all_ranks = 130, False
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and not any(
             sign in str(error).lower() for sign in OUT_OF_MEMORY
         ):
             ranks.await_alarm()
             raise
-        agreed = False
+        on_all_ranks = False
         hint = "Lower --batch-size; on CUDA also try --amp bf16."
         code = _tell(InputError(f"memory ran out ({str(error).splitlines()[0]})", hint=hint))
-    ranks.leave(code if isinstance(code, int) else 0, agreed)
+    ranks.leave(code if isinstance(code, int) else 0, on_all_ranks)
 
 
 def leave_with(error: BnnppError) -> None:
     """Tell it, and end this process with its code; the other ranks end too."""
-    ranks.leave(_tell(error), error.agreed)
+    ranks.leave(_tell(error), error.on_all_ranks)
 
 
 def _tell(error: BnnppError) -> int:
-    if not ranks.is_first() and ranks.world() > 1 and not error.agreed:  # the first does not know of it
+    if not ranks.is_rank0() and ranks.world() > 1 and not error.on_all_ranks:  # the first does not know of it
         sys.stderr.write(f"error: rank {ranks.rank()}: {error}\n")
     # Plain text: a message may hold brackets, which rich would take for markup.
     style = None if isinstance(error, Interrupted) else "bold red"
-    screen().print(f"error: {error}", style=style, markup=False, soft_wrap=True)
+    stderr().print(f"error: {error}", style=style, markup=False, soft_wrap=True)
     return error.exit_code
 
 

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from binarize_cli.cli import options as o
-from binarize_cli.console import page, result
+from binarize_cli.console import result, stdout
 
 app = typer.Typer(help="Measure what training and scoring cost.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -66,7 +66,7 @@ def train(
     name = names.resolve(model)
 
     from binarize_cli.bench import training
-    from binarize_cli.data.sources import open_source
+    from binarize_cli.data.datasets import open_dataset
     from binarize_cli.models.load import load
     from binarize_cli.training.precision import allow_tf32, find_device
 
@@ -74,7 +74,7 @@ def train(
     allow_tf32(chosen.train.amp, where)
     setting = training.Setting(
         model=load(name, pretrained=False, img_size=img_size),
-        source=open_source(dataset, data_dir),
+        source=open_dataset(dataset, data_dir),
         recipe=chosen,
         device=where,
         workers=workers,
@@ -87,7 +87,7 @@ def train(
         ratios = {kind: _ratios(costs["float"], costs[kind]) for kind in kinds}
         result(json.dumps(facts | {kind: vars(cost) for kind, cost in costs.items()} | {"ratios": ratios}))
     else:
-        page().print(_costs_table(costs))
+        stdout().print(_costs_table(costs))
 
 
 @app.command()
@@ -113,7 +113,7 @@ def score(
     if as_json:
         result(json.dumps({"batch_size": batch_size, "rows": rows}))
     else:
-        page().print(_speeds_table(rows))
+        stdout().print(_speeds_table(rows))
 
 
 def _ratios(float_cost, cost) -> dict[str, float | None]:

@@ -113,14 +113,14 @@ def _leave(stop, left: Interrupted) -> None:
     """Under SLURM the job is queued again, unless it was Ctrl-C; the other ranks wait until that is done."""
     if slurm.inside() or ranks.world() > 1:
         stop.leaving()
-    if ranks.is_first() and left.exit_code == Interrupted.exit_code:
+    if ranks.is_rank0() and left.exit_code == Interrupted.exit_code:
         slurm.requeue()
     ranks.barrier()
 
 
 def validated(name: str | None, flags: dict[str, Any], pairs: list[str]):
     """The recipe of that name, or the task's default; then the flags, then `--set`; validated together."""
-    from binarize_cli import draft as drafts
+    from binarize_cli import recipe_io
 
     given = [
         (key, value, "--" + key.rpartition(".")[2].replace("_", "-"))
@@ -132,9 +132,9 @@ def validated(name: str | None, flags: dict[str, Any], pairs: list[str]):
         if not (key and equals):
             hint = "For instance --set train.lr=1e-4."
             raise InputError(f"'{pair}' is not KEY=VALUE", where="--set", hint=hint)
-        given.append((key, drafts.parse_value(text), "--set"))
+        given.append((key, recipe_io.parse_value(text), "--set"))
     task = {key: value for key, value, _ in given}.get("task")
-    draft = drafts.read(name or drafts.default(task))
+    draft = recipe_io.read(name or recipe_io.default(task))
     for key, value, place in given:
         draft.set(key, value, place)
     return draft.validate()

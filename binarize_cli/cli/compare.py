@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from binarize_cli.cli import options as o
-from binarize_cli.console import page, result, say, warn
+from binarize_cli.console import result, say, stdout, warn
 from binarize_cli.errors import InputError
 from binarize_cli.files import RunFolder
 
@@ -77,12 +77,12 @@ def compare(
     if as_json:
         result(json.dumps({"model": model, "seeds": numbers, "rows": rows}))
     else:
-        page().print(_table(rows))
+        stdout().print(_table(rows))
 
 
 def _entries(methods: str | None, recipes: str | None, tasks: str | None) -> list[Entry]:
     """The rows asked for, every name checked before the first run starts."""
-    from binarize_cli import draft
+    from binarize_cli import recipe_io
     from binarize_cli.quantizers.methods import METHODS, find_method
 
     names = list(METHODS) if methods == "all" else o.words(methods)
@@ -90,7 +90,7 @@ def _entries(methods: str | None, recipes: str | None, tasks: str | None) -> lis
     for name in names:
         find_method(name, where="--methods")
     for file in files:
-        draft.read(file).validate()
+        recipe_io.read(file).validate()
     chosen = o.known_tasks(tasks)
     if not (names or files):
         hint = "For instance --methods all, or --methods bc,bnn++."

@@ -64,14 +64,14 @@ def evaluate(
 
 def _source(packed, dataset: str | None, data_dir: Path | None):
     """The dataset that was asked for, else the one recorded in the file."""
-    from binarize_cli.data.sources import open_source
+    from binarize_cli.data.datasets import open_dataset
 
     if dataset is not None or data_dir is not None:
-        return open_source(dataset, data_dir, need_train=False)
+        return open_dataset(dataset, data_dir, need_train=False)
     recorded = packed.document["data"]["reference"]
     folder = recorded.get("data_dir")
     try:
-        return open_source(recorded.get("dataset"), Path(folder) if folder else None, need_train=False)
+        return open_dataset(recorded.get("dataset"), Path(folder) if folder else None, need_train=False)
     except InputError as error:
         what = f"the dataset it was made with cannot be opened: {error}"
         raise InputError(

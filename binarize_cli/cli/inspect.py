@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from binarize_cli.cli import options as o
-from binarize_cli.console import page, result
+from binarize_cli.console import result, stdout
 
 
 def inspect(file: o.PackedFile, as_json: o.Json = False) -> None:
@@ -21,18 +21,18 @@ def inspect(file: o.PackedFile, as_json: o.Json = False) -> None:
         result(json.dumps(account))
         return
 
-    from binarize_cli.report.tables import layers_table, products_sentence, size_sentence
+    from binarize_cli.report.tables import layers_table, macs_sentence, size_sentence
 
     model, size = account["model"], account["bytes"]
     lines = [
         f"{model['name']} of {model['source']}, {model['num_classes']} classes",
         f"method {account['method']}, task {account['task']}",
         size_sentence(size, account["float32_bytes"], account["ratio"], account["binary_weights"]),
-        products_sentence(account["products"]),
+        macs_sentence(account["macs"]),
         _scored(account),
         ", ".join(f"{key} {value}" for key, value in account["provenance"].items()),
     ]
-    out = page()
+    out = stdout()
     out.print(layers_table(account["layers"]))
     for line in lines:
         out.print(line, markup=False)

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from binarize_cli.cli import options as o
-from binarize_cli.console import page, result
+from binarize_cli.console import result, stdout
 from binarize_cli.errors import InputError, closest
 from binarize_cli.quantizers.certify import certify
 from binarize_cli.quantizers.method import UPDATES, Method
@@ -128,7 +128,7 @@ def _print_all(as_json: bool) -> None:
         pair = f"{method.forward_formula}\n{method.backward_formula}"
         cells = (method.name, pair, method.update, _schedules(method, "\n"), _guarantee(method))
         table.add_row(*map(escape, cells), end_section=True)
-    out = page()
+    out = stdout()
     out.print(table)
     out.print("'bnnpp methods NAME' shows one in full, with a plot.", markup=False)
 
@@ -145,7 +145,7 @@ def _print_certificate(method: Method, as_json: bool) -> None:
     if as_json:
         result(json.dumps({"method": method.name, **certificate.to_json()}))
         return
-    out = page()
+    out = stdout()
     out.print(f"{method.name}: {certificate.verdict}", style="bold", markup=False)
     out.print(f"{certificate.explanation}.\n{certificate.ending}.", markup=False)
 
@@ -184,7 +184,7 @@ def _print_card(method: Method) -> None:
     card = Table.grid(padding=(0, 2))
     for key, text in _lines(method).items():
         card.add_row(key, escape(text))
-    out = page()
+    out = stdout()
     curves = sample(method, method.schedules, method.normalize)
     plot = quantizer_plot(curves, min(out.width, 100), out.color_system is not None)
     out.print(f"{method.name}: {method.title}\n", style="bold", markup=False)
@@ -237,7 +237,7 @@ def _print_values(method: Method, x: np.ndarray, progress: float, as_json: bool)
     for i, point in enumerate(x):
         slope = "-" if backward is None else f"{backward[i]:.9g}"
         table.add_row(f"{point:g}", f"{forward[i]:.9g}", slope)
-    out = page()
+    out = stdout()
     out.print(f"{method.name} at {moment}", markup=False)
     out.print(table)
 

@@ -20,9 +20,9 @@ Name = Annotated[str, typer.Argument(help="A recipe that 'bnnpp recipes ls' list
 @app.command()
 def ls(as_json: o.Json = False) -> None:
     """The recipes that come with the tool."""
-    from binarize_cli import draft
+    from binarize_cli import recipe_io
 
-    found = {name: draft.read(name).data.get("description", "") for name in draft.names()}
+    found = {name: recipe_io.read(name).data.get("description", "") for name in recipe_io.names()}
     if as_json:
         result(json.dumps([{"name": name, "description": text} for name, text in found.items()]))
         return
@@ -39,10 +39,10 @@ def show(
 
     bnnpp recipes show default --full
     """
-    from binarize_cli import draft
+    from binarize_cli import recipe_io
 
     path = _path(name)
-    text = draft.read(name).validate().as_yaml() if full else path.read_text(encoding="utf-8")
+    text = recipe_io.read(name).validate().as_yaml() if full else path.read_text(encoding="utf-8")
     result(text.rstrip("\n"))
 
 
@@ -71,18 +71,18 @@ def validate(file: Annotated[str, typer.Argument(help="A recipe of your own.", m
 
     bnnpp recipes validate mine.yaml
     """
-    from binarize_cli import draft
+    from binarize_cli import recipe_io
 
-    checked = draft.read(file).validate()
+    checked = recipe_io.read(file).validate()
     result(f"{file}: ok (method {checked.method}, task {checked.task}, {checked.train.epochs} epochs)")
 
 
 def _path(name: str) -> Path:
     """The file of a recipe that comes with the tool. Raises InputError if there is none."""
-    from binarize_cli import draft
+    from binarize_cli import recipe_io
 
-    known = draft.names()
+    known = recipe_io.names()
     if name not in known:
         hint = closest(name, known, "Run 'bnnpp recipes ls' to see them.")
         raise InputError(f"no recipe is named '{name}'", hint=hint)
-    return draft.folder() / f"{name}.yaml"
+    return recipe_io.folder() / f"{name}.yaml"

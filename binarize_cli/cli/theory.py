@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 
 from binarize_cli.cli import options as o
-from binarize_cli.console import page, result
+from binarize_cli.console import result, stdout
 
 
 def theory(
@@ -57,4 +57,4 @@ def theory(
         table.add_column(column, justify="right")
     for row in rows:
         table.add_row(*(f"{value:.1f}" if isinstance(value, float) else value for value in row.values()))
-    page().print(table)
+    stdout().print(table)

@@ -57,7 +57,7 @@ class Source:
     name: str
     """What to print: `digits`, `cifar10`, or the path of the folder."""
     reference: dict[str, str]
-    """JSON that opens the same dataset again: `open_source` takes its values."""
+    """JSON that opens the same dataset again: `open_dataset` takes its values."""
     classes: tuple[str, ...]
     train: Split
     val: Split

@@ -33,7 +33,7 @@ def contents(file: PackedFile) -> dict[str, Any]:
             "float": tensors - binary - scales,
             "metadata": file.total_bytes - tensors,
         },
-        "products": _products(layers),
+        "macs": _macs(layers),
         "binary_weights": sum(
             math.prod(row["shape"]) for row in layers if row["name"] + BITS in file.tensors
         ),
@@ -66,19 +66,19 @@ def _layer(row: dict, tensors: list[str], file: PackedFile) -> dict[str, Any]:
         "why": row["why"],
         "input": row["input"],
         "accumulator": row["accumulator"],
-        "products": row["products"],
+        "macs": row["macs"],
     }
 
 
-def _products(layers: list[dict[str, Any]]) -> dict[str, int]:
-    """Multiplications of the layers, and binary products of attention, for one image, by what is multiplied.
+def _macs(layers: list[dict[str, Any]]) -> dict[str, int]:
+    """Multiplications of the layers, and binary matmuls of attention, for one image, by what is multiplied.
 
     `binary`: sign by sign, a bit operation; `signs`: a float by a sign, an addition; `float`: float by float.
     """
     counts = {"binary": 0, "signs": 0, "float": 0}
     for row in layers:
         kind = "float" if row["bits"] != 1 else "signs" if row["input"] == "float" else "binary"
-        counts[kind] += row["products"]
+        counts[kind] += row["macs"]
     return counts
 
 

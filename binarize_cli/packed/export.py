@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from binarize_cli.binarize.convert import binary_layers, binary_products, binary_weights
+from binarize_cli.binarize.convert import binary_layers, binary_matmuls, binary_weights
 from binarize_cli.packed.bits import pack
 from binarize_cli.packed.format import BITS, SCALE, SIDES
 
@@ -17,7 +17,7 @@ def packed_tensors(net: nn.Module) -> dict[str, np.ndarray]:
     for name, weight in binary_weights(net):
         tensors[name + BITS] = pack(weight.signs.cpu().numpy())
         tensors[name + SCALE] = narrowest(weight.scale)
-    for name, module in (*binary_layers(net), *binary_products(net)):
+    for name, module in (*binary_layers(net), *binary_matmuls(net)):
         for side in SIDES:
             fixed = getattr(module, side, None)
             if fixed is None:

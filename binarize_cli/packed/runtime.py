@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 from binarize_cli.binarize.accumulator import Rule
 from binarize_cli.binarize.activations import Axes, SignInput
-from binarize_cli.binarize.blocks import binary_form
+from binarize_cli.binarize.blocks import rewrite_architecture
 from binarize_cli.binarize.convert import replace_layers
 from binarize_cli.binarize.layers import PAD_VALUES
-from binarize_cli.binarize.products import BINARY_PRODUCT
+from binarize_cli.binarize.matmuls import BINARY_MATMULS
 from binarize_cli.errors import InputError
 from binarize_cli.models.build import build
 from binarize_cli.packed.bits import unpack
 from binarize_cli.packed.format import BITS, OWN, SCALE, PackedFile
-from binarize_cli.packed.integer import IntegerSums
+from binarize_cli.packed.integer_accumulator import IntegerAccumulator
 
 
 class PackedWeight(nn.Module):
@@ -32,7 +32,7 @@ class PackedWeight(nn.Module):
         self.shape = shape
         self._kept: dict[str, Tensor] = {}
 
-    def units(self) -> tuple[Tensor, Tensor]:
+    def signs_and_scale(self) -> tuple[Tensor, Tensor]:
         """The signs in float32, shaped as the weights, and the scale [out]."""
         return self._keep("signs", self._signs), self.scale
 
@@ -59,7 +59,9 @@ def rebuild(file: PackedFile) -> nn.Module:
     model = file.document["model"]
     net = build(model["source"], model["name"], model["num_classes"], **model["kwargs"])
     made = file.document["recipe"].get("activation", {})  # a file of weights alone may not have it
-    net = binary_form(net, file.document["task"], made.get("blocks", "keep"), made.get("attention", "float"))
+    net = rewrite_architecture(
+        net, file.document["task"], made.get("blocks", "keep"), made.get("attention", "float")
+    )
     tensors = {name: torch.from_numpy(array) for name, array in file.tensors.items()}
     names = [name.removesuffix(BITS) for name in tensors if name.endswith(BITS)]
     rest = {name: tensor for name, tensor in tensors.items() if not name.endswith(OWN)}
@@ -69,7 +71,7 @@ def rebuild(file: PackedFile) -> nn.Module:
             if row["name"] + ".input_scale" in tensors:
                 _binary_inputs(net.get_submodule(row["name"]), row, tensors, made["padding"])
             elif row["name"] + ".left_scale" in tensors:
-                net.set_submodule(row["name"], _product(net.get_submodule(row["name"]), row, tensors))
+                net.set_submodule(row["name"], _matmul(net.get_submodule(row["name"]), row, tensors))
         net.load_state_dict(rest)  # copies float16 into float32
     except (AttributeError, KeyError, ValueError, RuntimeError) as error:
         hint = "The file is damaged, or the model has changed in this version of its library."
@@ -80,18 +82,18 @@ def rebuild(file: PackedFile) -> nn.Module:
 
 def _binary_inputs(layer: nn.Module, row: dict, tensors: dict[str, Tensor], padding: str) -> None:
     """Inputs that become signs, sums in integers. A bias the model lacks holds what thresholds took."""
-    layer.input, layer.sums = _input(row["name"], "input", layer.axes, tensors), _sums(row)
+    layer.input, layer.accumulator = _input(row["name"], "input", layer.axes, tensors), _sums(row)
     layer.pad_value = PAD_VALUES[padding]
     bias = row["name"] + ".bias"
     if layer.bias is None and bias in tensors:
         layer.bias = nn.Parameter(torch.zeros_like(tensors[bias], dtype=torch.float32))
 
 
-def _product(module: nn.Module, row: dict, tensors: dict[str, Tensor]) -> nn.Module:
-    """The binary form of a product of attention."""
+def _matmul(module: nn.Module, row: dict, tensors: dict[str, Tensor]) -> nn.Module:
+    """The binary form of a matmul of attention."""
     sides = zip(("left", "right"), module.axes, strict=True)
     inputs = [_input(row["name"], side, axes, tensors) for side, axes in sides]
-    return BINARY_PRODUCT[type(module)](*inputs, _sums(row))
+    return BINARY_MATMULS[type(module)](*inputs, _sums(row))
 
 
 def _input(name: str, side: str, axes: Axes, tensors: dict[str, Tensor]) -> SignInput:
@@ -100,9 +102,9 @@ def _input(name: str, side: str, axes: Axes, tensors: dict[str, Tensor]) -> Sign
     return SignInput(axes, None if threshold is None else threshold.float(), scale)
 
 
-def _sums(row: dict) -> IntegerSums:
+def _sums(row: dict) -> IntegerAccumulator:
     rule = row["accumulator"]
-    return IntegerSums(Rule(rule["overflow"], rule["shift"]) if rule else None)
+    return IntegerAccumulator(Rule(rule["overflow"], rule["shift"]) if rule else None)
 
 
 def _packed_weight(name: str, layer: nn.Module, tensors: dict[str, Tensor]) -> PackedWeight:

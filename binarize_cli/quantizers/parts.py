@@ -86,7 +86,7 @@ MAPS = {
 TRANSFORMS = {
     part.name: part
     for part in (
-        Transform("identity", q.identity, "p", slope=q.one, slope_formula="1"),
+        Transform("identity", q.identity, "p", slope=q.ste, slope_formula="1"),
         Transform(
             "sign-swish",
             q.sign_swish,

@@ -52,7 +52,7 @@ def report_document(
         "epochs": [vars(row) for row in rows],
         "layers": account["layers"],
         "bytes": account["bytes"],
-        "products": account["products"],
+        "macs": account["macs"],
         "binary_weights": account["binary_weights"],
         "float32_bytes": account["float32_bytes"],
         "ratio": account["ratio"],

@@ -39,7 +39,7 @@ def render(document: Mapping[str, Any]) -> str:
             document["bytes"], document["float32_bytes"], document["ratio"], document["binary_weights"]
         ),
         parts=tables.PARTS,
-        products_sentence=tables.products_sentence(document["products"]),
+        macs_sentence=tables.macs_sentence(document["macs"]),
         epoch_plots=_epoch_plots(document),
         quantizer_plots=_quantizer_plots(recipe),
         heatmap=_heatmap(document["confusion"], document["data"]["classes"]),

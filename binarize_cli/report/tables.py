@@ -45,18 +45,18 @@ def size_sentence(sizes: Mapping[str, int], float32_bytes: int, ratio: float, bi
     )
 
 
-def products_sentence(products: Mapping[str, int]) -> str:
-    """What the layers multiply for one image. `products`: binary, signs and float, counts."""
+def macs_sentence(macs: Mapping[str, int]) -> str:
+    """What the layers multiply for one image. `macs`: binary, signs and float, counts."""
     words = {
         "binary": "sign by sign (a bit operation)",
         "signs": "float by sign (an addition)",
         "float": "float by float",
     }
-    total = sum(products.values())
+    total = sum(macs.values())
     parts = [
-        f"{products[kind]:,} {text} ({100 * products[kind] / total:.1f}%)"
+        f"{macs[kind]:,} {text} ({100 * macs[kind] / total:.1f}%)"
         for kind, text in words.items()
-        if products[kind]
+        if macs[kind]
     ]
     return f"Products of one image, in the layers listed: {', '.join(parts)}."
 

@@ -6,7 +6,7 @@ import time
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from binarize_cli.console import live, say, screen
+from binarize_cli.console import live, say, stderr
 from binarize_cli.training.log import EpochRow
 
 PLAIN_EVERY = 30.0  # seconds between progress lines in a log
@@ -20,7 +20,7 @@ class Display:
         self.accuracy = ""
         self.printed = time.monotonic()
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        self.progress = Progress(*columns, TextColumn("{task.fields[facts]}"), console=screen())
+        self.progress = Progress(*columns, TextColumn("{task.fields[facts]}"), console=stderr())
         self.task = self.progress.add_task(stage, total=steps, completed=done, facts="")
 
     def __enter__(self) -> Display:

@@ -13,7 +13,7 @@ def _finite(value) -> bool:
 
 
 @torch.no_grad()
-def first_bad_layer(net: nn.Module, inputs: Tensor) -> str | None:
+def first_nonfinite_layer(net: nn.Module, inputs: Tensor) -> str | None:
     """The first module of a forward pass whose output is not finite, or None."""
     bad: list[str] = []
 
@@ -34,6 +34,6 @@ def diverged(net: nn.Module, inputs: Tensor, step: int, kept: str) -> Diverged:
     # Backwards through the network: the last layer with such a gradient passed it on to all before it.
     bad = [n for n, p in net.named_parameters() if p.grad is not None and not _finite(p.grad)]
     name = name or (bad[-1] if bad else None)
-    layer = first_bad_layer(net, inputs) or name or "the loss itself"
+    layer = first_nonfinite_layer(net, inputs) or name or "the loss itself"
     hint = f"Lower --lr, or set train.clip_grad. {kept}"
     return Diverged(f"training diverged at step {step}, in {layer}", hint=hint)

@@ -100,7 +100,7 @@ class Trainer:
         if train.mixup or train.cutmix:
             self.mixup = Mixup(train.mixup, train.cutmix, label_smoothing=0.0, num_classes=classes)
         self.flips = FlipCounter(net)
-        self.shared = ranks.share_out(net)
+        self.shared = ranks.wrap_ddp(net)
         self.forward = compiled(self.shared) if compile else self.shared
         self.at = Position()
         self.best: dict[str, Tensor] = {}  # the state dict of the best epoch, on the CPU
@@ -182,7 +182,7 @@ class Trainer:
         self._seed(number)
         was_hard = self.quantizer is not None and self.quantizer.hard
         self._advance(number)
-        if self.quantizer and self.quantizer.hard and self.quantizer.hardens and not was_hard:
+        if self.quantizer and self.quantizer.hard and self.quantizer.has_soft_phase and not was_hard:
             self._forget_latents()
         self.optimizer.zero_grad(set_to_none=True)
         loss, inputs = self._gradient(batches, number)
@@ -291,7 +291,7 @@ class Trainer:
 
     def _save(self) -> None:
         self.saved = time.monotonic()
-        if not ranks.is_first():
+        if not ranks.is_rank0():
             return
         state.save_newest(
             self.folder,
@@ -312,7 +312,7 @@ class Trainer:
         """Raises InputError where no state is whole, or where this rank does not see that of the first."""
         saved = state.load_newest(self.folder)
         there = saved["position"] if saved else None
-        if ranks.from_first(lambda: there) != there:
+        if ranks.broadcast_from_rank0(lambda: there) != there:
             hint = "All nodes must see the run folder: put --output on a shared file system."
             raise InputError("not the state that the first rank sees", where=str(self.folder), hint=hint)
         if saved is None:

@@ -37,7 +37,7 @@ def _of_this_rank(text: str) -> torch.device:
         raise InputError(
             f"{ranks.world()} ranks cannot share '{text}'", where="--device", hint="Use --device auto."
         )
-    count, number = torch.cuda.device_count(), ranks.here().local_rank
+    count, number = torch.cuda.device_count(), ranks.rank_info().local_rank
     index = number if count != 1 else 0  # SLURM may show each task its own GPU alone
     if index >= count:
         what = f"local rank {number} has no GPU: {count} found on its node"

@@ -21,7 +21,7 @@ from binarize_cli.training import state
 LIMIT = 64 * 2**20  # logits of an epoch; ImageNet's would fill a disk
 
 
-class KeptLogits:
+class LogitCache:
     """The logits of the batches of each epoch, in files that appear when an epoch is whole.
 
     `facts` are what the logits depend on. They name the folder under `root`: other facts, other files.
@@ -69,7 +69,7 @@ class KeptLogits:
 class Teacher:
     """The float network, frozen: images of a step [N, C, H, W] -> its logits [N, classes], in float32."""
 
-    def __init__(self, net: nn.Module, kept: KeptLogits | None = None):
+    def __init__(self, net: nn.Module, kept: LogitCache | None = None):
         self.net, self.kept = net.eval().requires_grad_(False), kept
         self.blocks: Watched | None = None
 

@@ -14,7 +14,7 @@ from binarize_cli.data.images import Source, Split, UnreadableImage
 from binarize_cli.data.library import PREFIXES, open_library
 from binarize_cli.errors import InputError, closest
 
-__all__ = ["DATASETS", "Source", "Split", "UnreadableImage", "known_datasets", "open_source"]
+__all__ = ["DATASETS", "Source", "Split", "UnreadableImage", "known_datasets", "open_dataset"]
 
 # A dataset is added here and nowhere else: its name, and what opens it given (data_dir, need_train).
 DATASETS: dict[str, Callable[[Path | None, bool], Source]] = {
@@ -29,7 +29,7 @@ def known_datasets() -> list[str]:
     return list(DATASETS)
 
 
-def open_source(
+def open_dataset(
     dataset: str | None = None, data_dir: Path | str | None = None, need_train: bool = True
 ) -> Source:
     """The dataset of that name, or the one in a folder or tar file; with neither, $BNNPP_DATA, else `digits`.

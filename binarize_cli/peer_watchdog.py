@@ -27,19 +27,19 @@ def hold(rank: int, world: int, address: str, store: Any) -> None:
     if rank == 0:
         _accept_all(world, store)
     else:
-        port, token = store.get("lifeline").split(b" ")
+        port, token = store.get("watchdog").split(b" ")
         line = socket.create_connection((address, int(port)), timeout=PATIENCE)
         line.settimeout(None)
         line.sendall(bytes.fromhex(token.decode()) + rank.to_bytes(4, "big"))
         _lines[0] = line
-    Thread(target=_watch, args=(rank, world), daemon=True, name="lifeline").start()
+    Thread(target=_watch, args=(rank, world), daemon=True, name="watchdog").start()
 
 
 def _accept_all(world: int, store: Any) -> None:
     token = secrets.token_bytes(TOKEN_BYTES)  # a stranger that knocks does not count as a rank
     with socket.create_server(("", 0), backlog=world) as server:
         server.settimeout(PATIENCE)
-        store.set("lifeline", f"{server.getsockname()[1]} {token.hex()}")
+        store.set("watchdog", f"{server.getsockname()[1]} {token.hex()}")
         while len(_lines) < world - 1:
             line, _ = server.accept()
             line.settimeout(PATIENCE)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from binarize_cli.binarize.accumulator import Rule
-from binarize_cli.binarize.tiles import conv_in_tiles, linear_in_tiles, pairs_in_tiles
+from binarize_cli.binarize.tiles import batched_matmul_in_tiles, conv_in_tiles, linear_in_tiles
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Window:
     groups: int
 
 
-class FloatSums(nn.Module):
+class FloatAccumulator(nn.Module):
     """Sums over the inputs of a layer; tile by tile under a rule for the accumulator, plain without one.
 
-    The gradient goes straight through where the sum did not overflow. `sums` and `overflows` count since
+    The gradient goes straight through where the sum did not overflow. `count` and `overflows` count since
     `count_anew`, while no gradient is asked for: training would count for nothing.
     """
 
@@ -39,12 +39,12 @@ class FloatSums(nn.Module):
         self.count_anew()
 
     def count_anew(self) -> None:
-        self.sums = self.overflows = 0
+        self.count = self.overflows = 0
 
     @property
     def overflowed(self) -> float:
         """The share of sums that overflowed on the way."""
-        return float(self.overflows) / self.sums if self.sums else 0.0
+        return float(self.overflows) / self.count if self.count else 0.0
 
     def linear(self, values: Tensor, weights: Tensor) -> Tensor:
         """[..., K] by [out, K] -> [..., out]."""
@@ -64,7 +64,7 @@ class FloatSums(nn.Module):
         """[..., L, K] by [..., M, K], row by row -> [..., L, M]."""
         if self.rule is None:
             return left @ right.mT
-        y = self._in_tiles(pairs_in_tiles, left.flatten(0, -3), right.flatten(0, -3))
+        y = self._in_tiles(batched_matmul_in_tiles, left.flatten(0, -3), right.flatten(0, -3))
         return y.view(*left.shape[:-1], right.shape[-2])
 
     def _in_tiles(self, operator, left: Tensor, right: Tensor, *geometry) -> Tensor:
@@ -73,6 +73,6 @@ class FloatSums(nn.Module):
             left.float(), right.float(), *geometry, self.rule.overflow, self.rule.shift
         )
         if not torch.is_grad_enabled():
-            self.sums += overflowed.numel()
+            self.count += overflowed.numel()
             self.overflows = self.overflows + overflowed.count_nonzero()
         return sums

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from binarize_cli.binarize.accumulator import Rule, accumulate
-from binarize_cli.binarize.sums import Window
-from binarize_cli.binarize.tiles import joined, products_in_tiles, tiles_of_conv
+from binarize_cli.binarize.float_accumulator import Window
+from binarize_cli.binarize.tiles import joined, matmul_in_tiles, tiles_of_conv
 
 CHUNK = 2**24  # int8 inputs of products under way at a time
 
 
-class IntegerSums(nn.Module):
-    """As `FloatSums`: signs arrive in float32, and the sums leave in float32, which holds them exactly."""
+class IntegerAccumulator(nn.Module):
+    """As `FloatAccumulator`: signs arrive and sums leave in float32, which holds them exactly."""
 
     def __init__(self, rule: Rule | None = None):
         super().__init__()
@@ -22,7 +22,7 @@ class IntegerSums(nn.Module):
     def linear(self, values: Tensor, weights: Tensor) -> Tensor:
         """[..., K] of +-1 by [out, K] -> [..., out]."""
         rows = values.flatten(0, -2).to(torch.int8)
-        return self._products(rows, weights.to(torch.int8)).view(*values.shape[:-1], len(weights)).float()
+        return self._matmul(rows, weights.to(torch.int8)).view(*values.shape[:-1], len(weights)).float()
 
     def conv(self, images: Tensor, weights: Tensor, window: Window) -> Tensor:
         """[N, C, H, W] of +-1, and 0 around, by [out, C / groups, kh, kw] -> [N, out, H', W']."""
@@ -35,31 +35,31 @@ class IntegerSums(nn.Module):
         """[..., L, K] of +-1 by [..., M, K], row by row -> [..., L, M]."""
         rows, columns = (side.to(torch.int8).flatten(0, -3) for side in (left, right))
         if rows.device.type == "cpu":
-            sums = torch.stack([self._products(a, b) for a, b in zip(rows, columns, strict=True)])
+            sums = torch.stack([self._matmul(a, b) for a, b in zip(rows, columns, strict=True)])
         else:
-            sums = self._products(rows, columns)
+            sums = self._matmul(rows, columns)
         return sums.view(*left.shape[:-1], right.shape[-2]).float()
 
     def _conv(self, signs: Tensor, kernels: Tensor, window: Window) -> Tensor:
         """[n, C, H, W] by [out, C / groups, kh, kw] -> int32 [n, out, H', W']."""
         if self.rule is None:
-            return convolution(signs, kernels, window)
-        tile = tiles_of_conv(signs, kernels, window.groups, lambda x, w: convolution(x, w, window))
+            return int8_conv(signs, kernels, window)
+        tile = tiles_of_conv(signs, kernels, window.groups, lambda x, w: int8_conv(x, w, window))
         return accumulate(tile, kernels[0].numel(), self.rule)[0]
 
-    def _products(self, rows: Tensor, weights: Tensor) -> Tensor:
+    def _matmul(self, rows: Tensor, weights: Tensor) -> Tensor:
         """int8 [..., R, K] by [..., out, K] -> int32 [..., R, out]."""
         if self.rule is None:
-            return product(rows, weights)
-        return products_in_tiles(rows, weights, self.rule, product)[0]
+            return int8_matmul(rows, weights)
+        return matmul_in_tiles(rows, weights, self.rule, int8_matmul)[0]
 
 
-def convolution(signs: Tensor, kernels: Tensor, window: Window) -> Tensor:
+def int8_conv(signs: Tensor, kernels: Tensor, window: Window) -> Tensor:
     """int8 [n, C, H, W] by [out, C / groups, kh, kw] -> int32 [n, out, H', W'], as a product of matrices."""
     done = []
     for x, w in zip(signs.chunk(window.groups, 1), kernels.chunk(window.groups), strict=True):
         rows = patches(x, window)
-        sums = product(rows.flatten(0, 2), w.permute(0, 2, 3, 1).flatten(1))
+        sums = int8_matmul(rows.flatten(0, 2), w.permute(0, 2, 3, 1).flatten(1))
         done.append(sums.view(*rows.shape[:3], len(w)))
     return joined(done, 3).permute(0, 3, 1, 2)
 
@@ -76,7 +76,7 @@ def patches(signs: Tensor, window: Window) -> Tensor:
     return view.permute(0, 1, 2, 4, 5, 3).flatten(3)
 
 
-def product(rows: Tensor, weights: Tensor) -> Tensor:
+def int8_matmul(rows: Tensor, weights: Tensor) -> Tensor:
     """int8 [..., R, K] by [..., out, K] -> int32 [..., R, out].
 
     By int8 instructions on a CPU, where it takes matrices alone; elsewhere by float32, which is exact.
