@@ -102,6 +102,7 @@ def a_document(classes: list[str], blocks: int = 12, epochs: int = 30, **changes
             "torch": "2.15.0",
             "device": "cpu",
             "seed": 0,
+            "seconds": 61.5,
             "weights_sha256": None,
         },
         **changes,

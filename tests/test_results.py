@@ -1,0 +1,66 @@
+"""Results: what is kept of a report, and what a comparison reads again."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from test_report import a_document
+
+from binarize_cli.errors import InputError
+from binarize_cli.report.results import SCHEMA, as_json, read_results, trim
+
+
+def test_a_result_is_small_and_holds_what_a_comparison_needs():
+    document = a_document([f"class {i}" for i in range(1000)])
+    result = trim(document)
+    assert len(as_json(result)) < 10_000
+    assert result["schema"] == SCHEMA
+    assert result["epochs"] == 31 and len(result["curve"]["hard"]) == 31
+    assert result["accuracy"]["packed"]["top1"] == document["accuracy"]["packed"]["top1"]
+    assert result["data"]["classes"] == 1000 and result["model"] == "timm/deit_tiny_patch16_224"
+    assert trim(result) == result
+
+
+def test_a_folder_of_a_dataset_is_named_without_its_place():
+    document = a_document(["a", "b", "c"])
+    document["data"]["name"] = "/home/somebody/imagenette"
+    assert trim(document)["data"]["name"] == "imagenette"
+
+
+def test_the_text_of_a_report_has_a_line_a_layer_and_reads_back():
+    document = a_document(["a", "b", "c"])
+    text = as_json(document)
+    assert json.loads(text) == document
+    assert len(text.splitlines()) < 150
+    with pytest.raises(ValueError):
+        as_json({"accuracy": float("nan")})
+
+
+def test_results_are_read_from_run_folders_reports_and_kept_results(tmp_path):
+    run, kept = tmp_path / "runs" / "one", tmp_path / "kept"
+    run.mkdir(parents=True)
+    kept.mkdir()
+    document = a_document(["a", "b", "c"])
+    (run / "report.json").write_text(as_json(document))
+    (run / "other.json").write_text("{}")
+    (kept / "vit.json").write_text(as_json(trim(document)))
+    (kept / "compare.json").write_text('{"rows": []}')
+    for place in (run, run / "report.json", tmp_path / "runs", kept, kept / "vit.json"):
+        assert [result for _, result in read_results([place])] == [trim(document)], place
+    assert len(read_results([tmp_path])) == 2
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"accuracy": 1}', "[" * 100_000, '{"schema": "bnnpp result 1"}']
+)
+def test_what_is_no_report_is_refused_by_name(tmp_path, text):
+    file = tmp_path / "report.json"
+    file.write_text(text)
+    with pytest.raises(InputError, match="is no report of a run") as refused:
+        read_results([file])
+    assert str(file) in str(refused.value)
+    (tmp_path / "empty").mkdir()
+    for place, what in (("empty", "holds no finished run"), ("nowhere", "there is no such")):
+        with pytest.raises(InputError, match=what):
+            read_results([tmp_path / place])
