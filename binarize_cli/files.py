@@ -200,13 +200,13 @@ def _explicit(run: RunFolder, resume: Resume, overwrite: bool, command: str) -> 
     if run.finished and resume == "auto" and _started_by(run, command):
         return Choice(run, finished=True)
     if run.finished and not overwrite:
-        hint = "Choose another --output, or say --overwrite."
+        hint = "Choose another --output, or pass --overwrite."
         raise InputError("holds a finished run", where=where, hint=hint)
     if resume == "always" and not run.started:
         raise InputError("holds no run to resume", where=where, hint="Leave --resume out to start one.")
     unfinished = run.started and not run.finished
     if unfinished and resume == "never" and not overwrite:
-        hint = "Say --resume to continue it, --overwrite to start again, or choose another --output."
+        hint = "Pass --resume to continue it, --overwrite to start again, or choose another --output."
         raise InputError("holds an unfinished run", where=where, hint=hint)
     return Choice(run, resumed=unfinished and resume != "never")
 

@@ -76,12 +76,12 @@ def begin(this: Run) -> None:
     """Say what will happen, and make the run folder. Raises InputError on resuming what was another run."""
     if this.recipe.task == "bw" or not this.method.binary:
         show(layers_table([row.to_json() for row in this.table]))
-    say(f"{this.model.name}: {this.model.weights}; head {this.head}; {this.source.name}, on {where(this)}")
+    say(f"{this.model.name}: {this.model.weights}; head {this.head}; {this.dataset.name}, on {where(this)}")
     identity = {
         "model": f"{this.model.source}/{this.model.name}",
         "weights": this.model.weights_sha256,
         "input_size": list(this.model.preprocessing.input_size),
-        "dataset": this.source.fingerprint,
+        "dataset": this.dataset.fingerprint,
         "recipe": this.recipe.model_dump(mode="json"),
     }
     if this.resumed:
@@ -136,7 +136,11 @@ def keep_logits(this: Run) -> LogitCache | None:
     facts = {
         "weights": hashlib.sha256(weights).hexdigest(),
         "model": f"{this.model.source}/{this.model.name}",
-        "images": [this.source.fingerprint, len(this.train.split), list(this.model.preprocessing.input_size)],
+        "images": [
+            this.dataset.fingerprint,
+            len(this.train.split),
+            list(this.model.preprocessing.input_size),
+        ],
         "augment": this.recipe.augment.model_dump(mode="json"),
         "train": {name: getattr(rule, name) for name in views},
         "device": this.device.type,
@@ -180,7 +184,7 @@ def look_at_inputs(this: Run, images: list[torch.Tensor]) -> dict[str, list[Inpu
         seen = sum(map(len, images))
         warn(
             f"{len(blind)} of {len(stats)} layers see a constant: over {seen} calibration images all inputs "
-            f"have the same sign in {', '.join(blind)}. activation.threshold: learned mends that."
+            f"have the same sign in {', '.join(blind)}. Set activation.threshold to learned."
         )
     return stats
 
@@ -278,7 +282,7 @@ def ship(this: Run) -> tuple[PackedFile, Agreement]:
     """Write the file, load it back, hold its logits against the network's, and score it."""
     tensors = packed_tensors(this.net)
     facts = provenance(this.model, this.recipe, this.device, this.steps())
-    document = packed_document(this.model, this.recipe, this.table, this.source, facts)
+    document = packed_document(this.model, this.recipe, this.table, this.dataset, facts)
     ranks.broadcast_from_rank0(lambda: write(this.folder.packed, document, tensors))
     loaded = place(rebuild(read(this.folder.packed)), this.device)
     agreement = ranks.broadcast_from_rank0(lambda: compare(this.net, loaded, some_images(this)))
@@ -302,7 +306,7 @@ def report(this: Run, file: PackedFile, agreement: Agreement) -> dict:
         command=this.job.command,
         file=file,
         account=contents(file),
-        source=this.source,
+        dataset=this.dataset,
         train_images=len(this.train.split),
         accuracy=this.accuracy,
         agreement=agreement,

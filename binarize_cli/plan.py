@@ -15,13 +15,13 @@ from binarize_cli.binarize.blocks import rewrite_architecture
 from binarize_cli.binarize.quantizer import WeightQuantizer
 from binarize_cli.binarize.select import Layer, all_float, count_macs, select
 from binarize_cli.binarize.weights import computed_once
-from binarize_cli.data.datasets import Source, open_dataset
+from binarize_cli.data.datasets import ImageDataset, open_dataset
 from binarize_cli.data.decode import decode
-from binarize_cli.data.device import fits
+from binarize_cli.data.device import fits_on_device
 from binarize_cli.data.loaders import (
     Batches,
     ScoreBatches,
-    cached,
+    cache_on_device,
     hold_out,
     resolve_augment,
     train_transform,
@@ -77,7 +77,7 @@ class Run:
     method: Method
     folder: RunFolder
     resumed: bool
-    source: Source
+    dataset: ImageDataset
     model: FloatModel
     head: str
     """What became of the classifier head: kept, subset or replaced."""
@@ -117,7 +117,7 @@ def plan(job: Job, choice: Choice, stop: StopRequest) -> Run:
     torch.manual_seed(job.recipe.train.seed)  # of random weights and of a new head
     check_optimizer(job.recipe.train.opt)
     with ranks.rank0_first():  # what is downloaded, is downloaded once
-        source = open_dataset(job.dataset, job.data_dir)
+        dataset = open_dataset(job.dataset, job.data_dir)
         model = load(
             job.model,
             weights=job.weights,
@@ -125,7 +125,7 @@ def plan(job: Job, choice: Choice, stop: StopRequest) -> Run:
             num_classes=job.num_classes,
             img_size=job.img_size,
         )
-    head = adapt_head(model, source.classes)
+    head = adapt_head(model, dataset.classes)
     method = effective_method(job.recipe)
     made = job.recipe.activation
     net = rewrite_architecture(
@@ -135,9 +135,9 @@ def plan(job: Job, choice: Choice, stop: StopRequest) -> Run:
     if method.binary and job.recipe.distill.blocks and not block_names(net):
         what = f"{job.model.short} has no row of blocks whose outputs could be compared"
         raise InputError(what, where="distill.blocks", hint="Set it to 0.")
-    augment = resolve_augment(job.recipe.augment, model.preprocessing, source)
+    augment = resolve_augment(job.recipe.augment, model.preprocessing, dataset)
     recipe = job.recipe.model_copy(update={"augment": augment})
-    train, val, held_out = prepare(job, recipe, model, source, device)
+    train, val, held_out = prepare(job, recipe, model, dataset, device)
     if (recipe.train.mixup or recipe.train.cutmix) and train.micro_batch % 2:
         what = f"mixup and cutmix take images in pairs, and a batch has {train.micro_batch}: it must be even"
         raise InputError(what, where="train.mixup", hint="Choose an even --batch-size.")
@@ -148,7 +148,7 @@ def plan(job: Job, choice: Choice, stop: StopRequest) -> Run:
         method,
         choice.folder,
         choice.resumed,
-        source,
+        dataset,
         model,
         head,
         table,
@@ -170,32 +170,32 @@ def choose_layers(net: nn.Module, model: FloatModel, recipe: Recipe) -> list[Lay
 
 
 def prepare(
-    job: Job, recipe: Recipe, model: FloatModel, source: Source, device: torch.device
+    job: Job, recipe: Recipe, model: FloatModel, dataset: ImageDataset, device: torch.device
 ) -> tuple[Batches, ScoreBatches, ScoreBatches | None]:
     """Batches to train on, to validate on, and to judge BatchNorm on."""
-    options = {"workers": choose_workers(job.workers, source), "device": device}
+    options = {"workers": choose_workers(job.workers, dataset), "device": device}
     size = recipe.train.batch_size
-    train = decode(source.train, skip_unreadable=job.skip_unreadable, limit_gb=job.cache_gb)
-    val = decode(source.val, skip_unreadable=job.skip_unreadable, limit_gb=job.cache_gb)
+    train = decode(dataset.train, skip_unreadable=job.skip_unreadable, limit_gb=job.cache_gb)
+    val = decode(dataset.val, skip_unreadable=job.skip_unreadable, limit_gb=job.cache_gb)
     held_out = None
     if recipe.train.reestimate_batchnorm and recipe.train.hold_out and has_batchnorm(model.net):
         train, aside = hold_out(train, recipe.train.hold_out, recipe.train.seed)
         if not len(train):
             raise InputError("leaves no image to train on", where="train.hold_out", hint="Lower it.")
         held_out = ScoreBatches(aside, model.preprocessing, size, **options)
-    transform = train_transform(model.preprocessing, recipe.augment, source)
-    on_device = device.type == "cuda" and fits(
-        source, train, model.preprocessing, recipe.augment, job.cache_gb
+    transform = train_transform(model.preprocessing, recipe.augment, dataset)
+    on_device = device.type == "cuda" and fits_on_device(
+        dataset, train, model.preprocessing, recipe.augment, job.cache_gb
     )
-    cache = cached(train, model.preprocessing, recipe.augment.hflip, device) if on_device else None
+    cache = cache_on_device(train, model.preprocessing, recipe.augment.hflip, device) if on_device else None
     rule = {"batch_size": size, "seed": recipe.train.seed, "accumulate": recipe.train.accumulate}
     batches = Batches(train, transform, cache=cache, **rule, **options)
     return batches, ScoreBatches(val, model.preprocessing, size, keep=on_device, **options), held_out
 
 
-def choose_workers(wanted: int | None, source: Source) -> int:
+def choose_workers(wanted: int | None, dataset: ImageDataset) -> int:
     """Loader processes. A few small images load faster than processes start, twice an epoch."""
     if wanted is not None:
         return wanted
-    small = source.native_size is not None and len(source.train) < 10_000
+    small = dataset.native_size is not None and len(dataset.train) < 10_000
     return 0 if small else min(4, os.cpu_count() or 1)

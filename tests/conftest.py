@@ -132,7 +132,7 @@ def make_trainer() -> Callable[..., Any]:
     from binarize_cli.training.loop import Trainer
     from binarize_cli.training.objective import Objective
 
-    source = open_digits(None, need_train=True)
+    dataset = open_digits(None, need_train=True)
 
     def make(
         folder: Path,
@@ -162,8 +162,8 @@ def make_trainer() -> Callable[..., Any]:
             binarize_inputs(binarize(net, table, quantizer), stats, quantizer, recipe)
         if rule.sync_batchnorm:
             synchronise(net, torch.device("cpu"))
-        split = source.train.subset(range(0, len(source.train), len(source.train) // images)[:images])
-        transform = train_transform(float_model.preprocessing, recipe.augment, source)
+        split = dataset.train.subset(range(0, len(dataset.train), len(dataset.train) // images)[:images])
+        transform = train_transform(float_model.preprocessing, recipe.augment, dataset)
         return Trainer(
             net,
             stage="binary" if quantizer else "float",

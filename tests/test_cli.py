@@ -106,7 +106,7 @@ WRONG_WORDS = {
     "no weights file": (["binarize", "digits_vit", "--weights", "no.safetensors"], ["no.safetensors"]),
     "weights and none": (
         ["binarize", "digits_vit", "--weights", "w.pth", "--no-pretrained"],
-        ["--weights", "--no-pretrained", "exclude"],
+        ["--weights", "--no-pretrained", "mutually exclusive"],
     ),
     "nothing to resume": (["binarize", "digits_vit", "--resume"], ["--resume", "no unfinished run"]),
     "nothing there to resume": (

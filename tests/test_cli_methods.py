@@ -127,7 +127,7 @@ def test_plot(tmp_path, suffix):
         (["bnn++", "--progress", "0.5"], "goes with --at"),
         (["--at", "1"], "goes with one method"),
         (["--plot", "a.png"], "goes with one method"),
-        (["bnn++", "--plot", "a.png", "--at", "1"], "exclude each other"),
+        (["bnn++", "--plot", "a.png", "--at", "1"], "mutually exclusive"),
         (["bnn++", "--plot", "a.gif"], "unknown kind of picture '.gif'"),
         (["bnn++", "--plot", "/nowhere/a.png"], "/nowhere/a.png: cannot be written"),
     ],

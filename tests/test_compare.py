@@ -64,7 +64,7 @@ def test_what_cannot_be_compared_is_refused_before_the_first_run(bnnpp, empty):
         ((), "nothing to compare"),
         (("--methods", "bc,bcc"), "no method is named 'bcc'"),
         (("--recipes", "papr/bc"), "no recipe is named 'papr/bc'"),
-        (("--methods", "bc", "--seeds", "x"), "no list of seeds"),
+        (("--methods", "bc", "--seeds", "x"), "not a list of seeds"),
         (("--methods", "bc", "--tasks", "bw,bwb"), "no task is named 'bwb'"),
     ):
         outcome = bnnpp("compare", "digits_vit", *words)

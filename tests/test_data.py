@@ -18,12 +18,12 @@ from timm.data import create_transform
 
 from binarize_cli.data.datasets import UnreadableImage, known_datasets, open_dataset
 from binarize_cli.data.decode import decode
-from binarize_cli.data.device import DeviceCache, fits
-from binarize_cli.data.images import Source, Split
+from binarize_cli.data.device import DeviceCache, fits_on_device
+from binarize_cli.data.images import ImageDataset, Split
 from binarize_cli.data.loaders import (
     Batches,
     ScoreBatches,
-    cached,
+    cache_on_device,
     hold_out,
     resolve_augment,
     score_transform,
@@ -72,9 +72,9 @@ def pack(folder: Path, archive: Path, wrapper: str) -> Path:
     return archive
 
 
-def training(source, preprocessing=GREY, augment=None, **options):
-    transform = train_transform(preprocessing, augment or Augment(), source)
-    return Batches(source.train, transform, **{"batch_size": 100, "seed": 3} | options)
+def training(dataset, preprocessing=GREY, augment=None, **options):
+    transform = train_transform(preprocessing, augment or Augment(), dataset)
+    return Batches(dataset.train, transform, **{"batch_size": 100, "seed": 3} | options)
 
 
 def assert_same(some, others):
@@ -444,7 +444,7 @@ def coloured(count: int = 30, side: int = 16) -> Split:
 
 def test_windows_on_the_device_are_those_that_pillow_cuts_and_mirrors():
     split, preprocessing = coloured(), Input()
-    cache = cached(split, preprocessing, 0.5, torch.device("cpu"))
+    cache = cache_on_device(split, preprocessing, 0.5, torch.device("cpu"))
     seeds = [0, 2**32 - 1, *np.random.default_rng(1).integers(0, 2**32, 28).tolist()]
     (found, targets), *_ = cache.batches([list(range(30))], seeds)
     assert targets.tolist() == split.targets and found.shape == (30, 3, 16, 16)
@@ -473,7 +473,7 @@ def test_draws_on_the_device_are_even():
 
 def test_batches_from_the_device_resume_and_are_shared_out_like_others(monkeypatch):
     split, preprocessing = coloured(), Input()
-    cache = cached(split, preprocessing, 0.5, torch.device("cpu"))
+    cache = cache_on_device(split, preprocessing, 0.5, torch.device("cpu"))
 
     def epoch(start: int = 0, accumulate: int = 1) -> list[torch.Tensor]:
         batches = Batches(split, None, batch_size=8, seed=3, accumulate=accumulate, cache=cache)
@@ -491,9 +491,9 @@ def test_batches_from_the_device_resume_and_are_shared_out_like_others(monkeypat
 )
 def test_what_is_kept_on_the_device(change, limit, fit):
     augment = Augment(**{"crop": "pad", "hflip": 0.5} | change)
-    source = Source("x", {}, ("a",), coloured(), coloured(), "", native_size=16)
-    assert fits(source, source.train, Input(), augment, limit) == fit
-    assert not fits(source, source.train, Input((3, 32, 32)), augment, limit)
+    dataset = ImageDataset("x", {}, ("a",), coloured(), coloured(), "", native_size=16)
+    assert fits_on_device(dataset, dataset.train, Input(), augment, limit) == fit
+    assert not fits_on_device(dataset, dataset.train, Input((3, 32, 32)), augment, limit)
 
 
 def test_scored_batches_are_read_once_where_they_are_kept():

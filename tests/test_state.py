@@ -55,7 +55,7 @@ def test_where_the_newest_state_is_damaged_the_one_before_is_taken_and_both_are_
     newest.write_bytes(damage(newest.read_bytes()))
     assert state.load_newest(tmp_path)["position"] == {"step": 1}
     older.write_bytes(b"")
-    with pytest.raises(InputError, match="not whole") as left:
+    with pytest.raises(InputError, match="checksum mismatch") as left:
         state.load_newest(tmp_path)
     assert str(newest) in str(left.value) and "--overwrite" in str(left.value)
 

@@ -19,7 +19,7 @@ from binarize_cli.binarize.blocks import rewrite_architecture
 from binarize_cli.binarize.calibrate import calibrate
 from binarize_cli.binarize.convert import binarize, binarize_inputs, binary_weights
 from binarize_cli.binarize.quantizer import WeightQuantizer
-from binarize_cli.data.datasets import Source
+from binarize_cli.data.datasets import ImageDataset
 from binarize_cli.data.decode import decode
 from binarize_cli.data.images import Split
 from binarize_cli.data.loaders import Batches, train_transform
@@ -52,7 +52,7 @@ class Setting:
     """What all trainings have in common."""
 
     model: FloatModel
-    source: Source
+    dataset: ImageDataset
     recipe: Recipe
     device: torch.device
     workers: int | None = None
@@ -62,7 +62,7 @@ class Setting:
     def trainer(self, kind: str) -> Trainer:
         """Of the float model, or of the model binarized for a task; no teacher, whose cost is not theirs."""
         model = copy.deepcopy(self.model)
-        adapt_head(model, self.source.classes)
+        adapt_head(model, self.dataset.classes)
         batches = self._batches()
         if kind == FLOAT:
             net, quantizer = use_linear_projections(model.net), None
@@ -76,7 +76,7 @@ class Setting:
             batches=batches,
             objective=Objective(Distill(weight=0.0), None, rule.smoothing),
             train=rule,
-            classes=len(self.source.classes),
+            classes=len(self.dataset.classes),
             device=self.device,
             score=lambda net: None,
             folder=Path(tempfile.gettempdir()),  # nothing is saved: no epoch ends
@@ -98,18 +98,18 @@ class Setting:
     @cached_property
     def images(self) -> Split:
         """To train on; repeated where there are fewer than a batch."""
-        split = decode(self.source.train, skip_unreadable=False, limit_gb=self.cache_gb)
+        split = decode(self.dataset.train, skip_unreadable=False, limit_gb=self.cache_gb)
         return split.subset(i % len(split) for i in range(max(len(split), self.recipe.train.batch_size)))
 
     def _batches(self) -> Batches:
         rule, preprocessing = self.recipe.train, self.model.preprocessing
         return Batches(
             self.images,
-            train_transform(preprocessing, self.recipe.augment, self.source),
+            train_transform(preprocessing, self.recipe.augment, self.dataset),
             batch_size=rule.batch_size,
             seed=rule.seed,
             accumulate=rule.accumulate,
-            workers=choose_workers(self.workers, self.source),
+            workers=choose_workers(self.workers, self.dataset),
             device=self.device,
         )
 

@@ -20,6 +20,11 @@ from binarize_cli.cli.theory import theory
 from binarize_cli.console import stderr
 from binarize_cli.errors import BnnppError, InputError, Interrupted, did_you_mean
 
+try:  # newer versions of typer carry their own copy of click
+    from typer._click.exceptions import UsageError
+except ImportError:
+    from click import UsageError
+
 app = typer.Typer(
     help="Turn a pretrained image classifier into a 1-bit network: a bit-packed file and a report on it.",
     epilog="First steps: 'bnnpp binarize digits_vit --method bnn++' needs no network and takes a minute.",
@@ -54,7 +59,6 @@ def _options(
     pass
 
 
-UsageError = typer.BadParameter.__mro__[1]  # click's own class, wherever this typer keeps click
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "defaultcpuallocator")
 
 
@@ -80,7 +84,7 @@ def main() -> None:
             raise
         on_all_ranks = False
         hint = "Lower --batch-size; on CUDA also try --amp bf16."
-        code = _tell(InputError(f"memory ran out ({str(error).splitlines()[0]})", hint=hint))
+        code = _tell(InputError(f"out of memory ({str(error).splitlines()[0]})", hint=hint))
     ranks.leave(code if isinstance(code, int) else 0, on_all_ranks)
 
 

@@ -74,7 +74,7 @@ def train(
     allow_tf32(chosen.train.amp, where)
     setting = training.Setting(
         model=load(name, pretrained=False, img_size=img_size),
-        source=open_dataset(dataset, data_dir),
+        dataset=open_dataset(dataset, data_dir),
         recipe=chosen,
         device=where,
         workers=workers,

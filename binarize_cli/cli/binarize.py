@@ -66,7 +66,9 @@ def binarize(
         "train.seed": seed,
     }
     if weights is not None and no_pretrained:
-        raise InputError("--weights and --no-pretrained exclude each other", hint="Leave one of them out.")
+        raise InputError(
+            "--weights and --no-pretrained are mutually exclusive", hint="Leave one of them out."
+        )
     chosen = validated(recipe, flags, set_ or [])
 
     from binarize_cli.training.stop import StopRequest

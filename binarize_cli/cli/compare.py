@@ -105,7 +105,9 @@ def _entries(methods: str | None, recipes: str | None, tasks: str | None) -> lis
 def _seeds(text: str) -> list[int]:
     words = o.words(text)
     if not words or not all(word.isdigit() for word in words):
-        raise InputError(f"'{text}' is no list of seeds", where="--seeds", hint="For instance --seeds 0,1,2.")
+        raise InputError(
+            f"'{text}' is not a list of seeds", where="--seeds", hint="For instance --seeds 0,1,2."
+        )
     return [int(word) for word in words]
 
 

@@ -63,7 +63,7 @@ def methods(
         hint = 'Try: bnnpp methods bnn++ --at "0,1" --progress 0.5'
         raise InputError("--progress goes with --at", hint=hint)
     if plot and at:
-        raise InputError("--plot and --at exclude each other", hint="Leave one of them out.")
+        raise InputError("--plot and --at are mutually exclusive", hint="Leave one of them out.")
     if name is None:
         given = {
             "--plot": plot,

@@ -10,14 +10,14 @@ from pathlib import Path
 from binarize_cli.console import say
 from binarize_cli.data.digits import open_digits
 from binarize_cli.data.folder import open_folder
-from binarize_cli.data.images import Source, Split, UnreadableImage
+from binarize_cli.data.images import ImageDataset, Split, UnreadableImage
 from binarize_cli.data.library import PREFIXES, open_library
 from binarize_cli.errors import InputError, closest
 
-__all__ = ["DATASETS", "Source", "Split", "UnreadableImage", "known_datasets", "open_dataset"]
+__all__ = ["DATASETS", "ImageDataset", "Split", "UnreadableImage", "known_datasets", "open_dataset"]
 
 # A dataset is added here and nowhere else: its name, and what opens it given (data_dir, need_train).
-DATASETS: dict[str, Callable[[Path | None, bool], Source]] = {
+DATASETS: dict[str, Callable[[Path | None, bool], ImageDataset]] = {
     "digits": open_digits,
     "cifar10": partial(open_library, "torch/cifar10", name="cifar10", native_size=32),
     "cifar100": partial(open_library, "torch/cifar100", name="cifar100", native_size=32),
@@ -31,7 +31,7 @@ def known_datasets() -> list[str]:
 
 def open_dataset(
     dataset: str | None = None, data_dir: Path | str | None = None, need_train: bool = True
-) -> Source:
+) -> ImageDataset:
     """The dataset of that name, or the one in a folder or tar file; with neither, $BNNPP_DATA, else `digits`.
 
     Without `need_train`, a validation split alone is enough, and `train` may be empty.

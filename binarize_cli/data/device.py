@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from binarize_cli.data.images import Source, Split
+from binarize_cli.data.images import ImageDataset, Split
 
 if TYPE_CHECKING:
     from binarize_cli.models.load import Preprocessing
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 SEEDS = 2**32  # an image's seed is below this
 
 
-def fits(
-    source: Source, split: Split, preprocessing: Preprocessing, augment: Augment, limit_gb: float
+def fits_on_device(
+    dataset: ImageDataset, split: Split, preprocessing: Preprocessing, augment: Augment, limit_gb: float
 ) -> bool:
     """Whether flip and padded crop are all there is to do, to images of the input's size that have room."""
     channels, height, width = preprocessing.input_size
     plain = augment.crop == "pad" and not (augment.color_jitter or augment.auto_augment or augment.reprob)
     room = len(split) * channels * height * width <= limit_gb * 2**30
-    return plain and source.native_size == height == width and room
+    return plain and dataset.native_size == height == width and room
 
 
 class DeviceCache:

@@ -12,7 +12,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from binarize_cli.data.images import Source, Split
+from binarize_cli.data.images import ImageDataset, Split
 from binarize_cli.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ SIDE = 8  # pixels
 INK = 16  # the darkest pixel
 
 
-def open_digits(data_dir: Path | None, need_train: bool) -> Source:
+def open_digits(data_dir: Path | None, need_train: bool) -> ImageDataset:
     """1,437 training and 360 validation images, classes spread evenly. Raises InputError for a data_dir."""
     if data_dir is not None:
         hint = "Leave out --data-dir, or name the folder alone, without --dataset digits."
@@ -35,7 +35,7 @@ def open_digits(data_dir: Path | None, need_train: bool) -> Source:
     rows.sort(key=lambda row: row[-1])  # stable: within a class the file's order stays
     # Every fifth of the images in order of class: no random generator that a library could change.
     train = [row for place, row in enumerate(rows) if place % 5]
-    return Source(
+    return ImageDataset(
         name="digits",
         reference={"dataset": "digits"},
         classes=tuple("0123456789"),

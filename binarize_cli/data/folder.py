@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from binarize_cli.data.archive import is_archive, list_archive, read_member
-from binarize_cli.data.images import Source, Split, decode_image
+from binarize_cli.data.images import ImageDataset, Split, decode_image
 from binarize_cli.errors import InputError
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -40,7 +40,7 @@ class Tree:
         return sorted({e.path.split("/")[0] for e in self.entries if e.item is None or "/" in e.path})
 
 
-def open_folder(root: Path, need_train: bool) -> Source:
+def open_folder(root: Path, need_train: bool) -> ImageDataset:
     """The dataset in a folder or tar file; classes are sorted by name.
 
     The fingerprint is over relative paths and byte sizes, so it is the same for a folder and its archive.
@@ -54,7 +54,7 @@ def open_folder(root: Path, need_train: bool) -> Source:
     if train:
         _check_same(tree, train_name, train, val_name, val)
     train_split, val_split = _split(tree, train), _split(tree, val)
-    return Source(
+    return ImageDataset(
         name=str(root),
         reference={"data_dir": str(root)},
         classes=tuple(val),

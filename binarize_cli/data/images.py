@@ -11,7 +11,7 @@ from binarize_cli.errors import InputError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SKIP_HINT = "Mend or remove it, or leave unreadable images out with --skip-unreadable."
+SKIP_HINT = "Fix or remove it, or leave unreadable images out with --skip-unreadable."
 
 
 class UnreadableImage(InputError):
@@ -51,8 +51,8 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Source:
-    """An opened dataset."""
+class ImageDataset:
+    """An opened dataset: two splits of images with their classes."""
 
     name: str
     """What to print: `digits`, `cifar10`, or the path of the folder."""

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from binarize_cli.data.images import Source, Split, decode_image
+from binarize_cli.data.images import ImageDataset, Split, decode_image
 from binarize_cli.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def open_library(
     *,
     name: str | None = None,
     native_size: int | None = None,
-) -> Source:
+) -> ImageDataset:
     """The splits `train` and `validation` of a dataset of timm's; `name` is our name for it, if not timm's.
 
     A set that can only be streamed (hfids, tfds, wds) is held in memory. The fingerprint is over the name and
@@ -50,7 +50,7 @@ def open_library(
     classes = names or tuple(str(i) for i in range(max([*val.targets, *train.targets]) + 1))
     digest = hashlib.sha256(f"{name}\n{val.targets}".encode())
     reference = {"dataset": name} | ({"data_dir": str(root)} if data_dir else {})
-    return Source(name, reference, classes, train, val, digest.hexdigest(), native_size=native_size)
+    return ImageDataset(name, reference, classes, train, val, digest.hexdigest(), native_size=native_size)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from PIL import Image
-from timm.data import auto_augment, create_transform
+from timm.data import create_transform
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import str_to_interp_mode
 from torch import Tensor
@@ -25,13 +25,17 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from binarize_cli import ranks
+from binarize_cli.data.compat import allow_posterize_to_no_bits
 from binarize_cli.data.device import DeviceCache
-from binarize_cli.data.images import Source, Split, UnreadableImage
+from binarize_cli.data.images import ImageDataset, Split, UnreadableImage
 from binarize_cli.errors import InputError
 
 if TYPE_CHECKING:
     from binarize_cli.models.load import Preprocessing
     from binarize_cli.recipe import Augment
+
+
+allow_posterize_to_no_bits()
 
 
 @dataclass(frozen=True)
@@ -43,19 +47,19 @@ class Transform:
     erase: Callable[[Tensor], Tensor] | None = None  # patches of a normalised image [C, H, W], in place
 
 
-def resolve_augment(augment: Augment, preprocessing: Preprocessing, source: Source) -> Augment:
+def resolve_augment(augment: Augment, preprocessing: Preprocessing, dataset: ImageDataset) -> Augment:
     """The augmentation with every `auto` settled for this model and dataset."""
     crop, hflip = augment.crop, augment.hflip
     if crop == "auto":
-        crop = "pad" if source.native_size == preprocessing.input_size[1] else "rrc"
+        crop = "pad" if dataset.native_size == preprocessing.input_size[1] else "rrc"
     if hflip == "auto":
-        hflip = source.hflip
+        hflip = dataset.hflip
     return augment.model_copy(update={"crop": crop, "hflip": hflip})
 
 
-def train_transform(preprocessing: Preprocessing, augment: Augment, source: Source) -> Transform:
+def train_transform(preprocessing: Preprocessing, augment: Augment, dataset: ImageDataset) -> Transform:
     """The random transform of training images. Raises InputError for an `auto_augment` timm does not know."""
-    augment = resolve_augment(augment, preprocessing, source)
+    augment = resolve_augment(augment, preprocessing, dataset)
     try:
         crop_and_flip, colour, to_tensor = create_transform(
             preprocessing.input_size,
@@ -114,16 +118,6 @@ def _shifted(image: Image.Image) -> Image.Image:
     reach = max(1, height // 8)
     left, top = random.randint(-reach, reach), random.randint(-reach, reach)
     return image.crop((left, top, left + width, top + height))  # ten times as fast as padding first
-
-
-def _posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
-    return auto_augment.posterize(image, max(1, bits))
-
-
-# At the end of its range timm asks Pillow to keep 0 bits of a colour, and from version 13 Pillow refuses.
-auto_augment.NAME_TO_OP |= dict.fromkeys(
-    ("Posterize", "PosterizeIncreasing", "PosterizeOriginal"), _posterize
-)
 
 
 class _Mode:
@@ -228,7 +222,9 @@ def _part(batch: list[int], number: int, parts: int) -> list[int]:
     return batch[number * front : (number + 1) * front] + batch[end - back : end]
 
 
-def cached(split: Split, preprocessing: Preprocessing, hflip: float, device: torch.device) -> DeviceCache:
+def cache_on_device(
+    split: Split, preprocessing: Preprocessing, hflip: float, device: torch.device
+) -> DeviceCache:
     """The images of a split, which have the input's size, on a device. Raises UnreadableImage."""
     to_tensor = transforms.Compose([_Mode(preprocessing), transforms.PILToTensor()])
     pixels = torch.stack([to_tensor(split.read(index)) for index in range(len(split))])
@@ -250,7 +246,7 @@ class ScoreBatches:
         device: torch.device | None = None,
         keep: bool = False,
     ):
-        self.kept: list[tuple[Tensor, Tensor]] | None = [] if keep else None  # once read, on the device
+        self.cached: list[tuple[Tensor, Tensor]] | None = [] if keep else None  # once read, on the device
         self.images = _Decoded(split, score_transform(preprocessing))
         starts = range(0, len(split), batch_size)[ranks.rank() :: ranks.world()]
         self.batches = [list(range(len(split))[at : at + batch_size]) for at in starts]
@@ -261,17 +257,17 @@ class ScoreBatches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (float32 [B, C, H, W]) and targets (int64 [B]). Raises UnreadableImage."""
-        if self.kept:
-            return iter(self.kept)
+        if self.cached:
+            return iter(self.cached)
         loaded = _load(self.images, self.batches, self.workers, self.device)
-        return loaded if self.kept is None else self._kept(loaded)
+        return loaded if self.cached is None else self._caching(loaded)
 
-    def _kept(self, loaded: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    def _caching(self, loaded: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
         whole = []
         for batch in loaded:
             whole.append(batch)
             yield batch
-        self.kept = whole
+        self.cached = whole
 
 
 def hold_out(split: Split, share: float, seed: int, cap: int = 1000) -> tuple[Split, Split]:

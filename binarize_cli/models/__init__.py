@@ -1,6 +1,7 @@
 """Model name -> float model, its preprocessing, its classes.
 
-    names    what the user typed -> which model of which library; reads source text, imports nothing heavy
+    names    what the user typed -> which model of which library; imports nothing heavy
+    library_names    the names that the libraries know, by regular expressions over their source text
     hub      where pretrained weights lie: the cache, or a hub that answers; light too, so it fails early
     build    architecture with random weights, all that a packed file needs to be rebuilt
     weights  a file of weights -> a state dict that fits, or one message that lists every fault

@@ -1,18 +1,14 @@
 """What the user typed -> which model of which library.
 
-The known names are read from the source text of timm and torchvision. Importing the libraries would
-take seconds, and a misspelt name should be answered at once.
+Nothing heavy is imported, so that a misspelt name is answered at once.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import re
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 
 from binarize_cli.errors import InputError, closest
+from binarize_cli.models.library_names import timm_names, timm_renamed, timm_tags, torchvision_names
 
 # Our own models, which `cifar_resnet` and `digits` register with timm.
 OWN = (
@@ -114,45 +110,3 @@ def _check_tag(architecture: str, tag: str) -> None:
     if tag not in known and not made_up_in_code:
         listing = f"Tags of {architecture}: {', '.join(known)}." if known else f"{architecture} has no tags."
         raise InputError(f"no pretrained tag {tag!r} of {architecture}", hint=closest(tag, known, listing))
-
-
-@cache
-def timm_names() -> frozenset[str]:
-    """The architectures of the installed timm: what timm.list_models() says."""
-    return frozenset(re.findall(r"@register_model\s+def (\w+)", _source("timm")))
-
-
-@cache
-def timm_tags() -> dict[str, list[str]]:
-    """Architecture -> its pretrained tags, in timm's order; those that timm makes up in code are missing."""
-    entries = re.findall(
-        r"""^\s+['"](\w+)\.([\w.\-]+)\*?['"]\s*:\s*(?:\w*cfg\w*\(|\{|dict\()""", _source("timm"), re.M
-    )
-    tags: dict[str, list[str]] = {}
-    for architecture, tag in entries:
-        if architecture in timm_names():
-            tags.setdefault(architecture, []).append(tag)
-    return tags
-
-
-@cache
-def timm_renamed() -> dict[str, str]:
-    """Deprecated name -> the name, often with a tag, that timm maps it to."""
-    tables = re.findall(
-        r"register_model_deprecations\(__name__, \{(.*?)\n\s*\}\)", _source("timm"), re.DOTALL
-    )
-    return dict(re.findall(r"""['"](\w+)['"]\s*:\s*['"]([\w.\-]+)['"]""", "\n".join(tables)))
-
-
-@cache
-def torchvision_names() -> frozenset[str]:
-    """The classification models of the installed torchvision: list_models(torchvision.models)."""
-    decorated = r"@register_model\([^)]*\)\s+(?:@.*(?:\n .*|\n\))*\n)*def (\w+)"
-    return frozenset(re.findall(decorated, _source("torchvision")))
-
-
-@cache
-def _source(package: str) -> str:
-    """The text of all modules in `package`/models; finding a top-level package does not import it."""
-    folder = Path(importlib.util.find_spec(package).submodule_search_locations[0]) / "models"
-    return "\n".join(module.read_text(encoding="utf-8") for module in sorted(folder.glob("*.py")))

@@ -12,7 +12,7 @@ import torchvision
 
 from binarize_cli import __version__
 from binarize_cli.binarize.select import Layer
-from binarize_cli.data.images import Source
+from binarize_cli.data.images import ImageDataset
 from binarize_cli.models.load import FloatModel
 from binarize_cli.packed.format import FORMAT
 from binarize_cli.recipe import Recipe
@@ -20,7 +20,11 @@ from binarize_cli.training.precision import precision
 
 
 def packed_document(
-    model: FloatModel, recipe: Recipe, table: Sequence[Layer], source: Source, provenance: dict[str, Any]
+    model: FloatModel,
+    recipe: Recipe,
+    table: Sequence[Layer],
+    dataset: ImageDataset,
+    provenance: dict[str, Any],
 ) -> dict[str, Any]:
     """The document, but for the accuracy, which the file itself has yet to score.
 
@@ -33,7 +37,7 @@ def packed_document(
             "name": model.name,
             "num_classes": model.num_classes,
             "kwargs": model.kwargs,
-            "classes": list(source.classes),
+            "classes": list(dataset.classes),
         },
         "preprocessing": model.preprocessing.to_json(),
         "method": recipe.method,
@@ -41,7 +45,7 @@ def packed_document(
         "recipe": recipe.model_dump(mode="json"),
         "layers": [row.to_json() for row in table],
         "accuracy": None,
-        "data": {"name": source.name, "reference": source.reference, "fingerprint": source.fingerprint},
+        "data": {"name": dataset.name, "reference": dataset.reference, "fingerprint": dataset.fingerprint},
         "provenance": provenance,
     }
 

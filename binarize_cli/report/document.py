@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from binarize_cli.data.images import Source
+from binarize_cli.data.images import ImageDataset
 from binarize_cli.evaluation import Measurement, worst_confusions
 from binarize_cli.packed.agreement import Agreement
 from binarize_cli.packed.format import PackedFile
@@ -18,7 +18,7 @@ def report_document(
     command: str,
     file: PackedFile,
     account: Mapping[str, Any],
-    source: Source,
+    dataset: ImageDataset,
     train_images: int,
     accuracy: Mapping[str, Measurement | None],
     agreement: Agreement,
@@ -40,7 +40,7 @@ def report_document(
             "train_images": train_images,
             "held_out_images": batchnorm.held_out_images if batchnorm else 0,
             "val_images": packed.images,
-            "classes": list(source.classes),
+            "classes": list(dataset.classes),
         },
         "accuracy": {
             name: accuracy[name].to_json() if accuracy.get(name) else None
@@ -57,7 +57,7 @@ def report_document(
         "float32_bytes": account["float32_bytes"],
         "ratio": account["ratio"],
         "confusion": packed.confusion,
-        "worst": worst_confusions(packed, source.classes),
+        "worst": worst_confusions(packed, dataset.classes),
         "recipe": file.document["recipe"],
         "provenance": {**file.document["provenance"], "seconds": round(seconds, 1)},
     }

@@ -38,7 +38,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         what = f"the state cannot be read: {error.strerror or error}"
         raise InputError(what, where=str(path), hint=hint) from None
     if header != HEADER + hashlib.sha256(content).hexdigest().encode():
-        what = "the state cannot be read: it is not whole (its checksum is another)"
+        what = "the state is corrupt: checksum mismatch"
         raise InputError(what, where=str(path), hint=hint)
     return torch.load(io.BytesIO(content), map_location=device, weights_only=True)
 
