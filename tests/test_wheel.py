@@ -16,6 +16,7 @@ from binarize_cli.recipe_io import names
 ROOT = Path(__file__).parents[1]
 LIGHT = ("typer", "rich", "pydantic", "pyyaml", "numpy")
 MODELS = ("digits_vit", "digits_resnet")
+PACKAGES = [name for name in ("binarize_cli", "bnnpp") if (ROOT / name).is_dir()]
 
 pytestmark = pytest.mark.slow
 
@@ -50,18 +51,21 @@ def test_the_wheel_holds_all_that_the_tool_reads(wheel):
         held = {info.filename: info.file_size for info in archive.infolist()}
     wanted = {
         *(f"binarize_cli/recipes/{name}.yaml" for name in names()),
+        "binarize_cli/py.typed",
         "binarize_cli/report/template.html",
         "binarize_cli/report/style.css",
         "binarize_cli/data/assets/digits.csv.gz",
         *(f"binarize_cli/models/assets/{name}.safetensors" for name in MODELS),
-        *(str(file.relative_to(ROOT)) for file in (ROOT / "binarize_cli").rglob("*.py")),
+        *(str(file.relative_to(ROOT)) for name in PACKAGES for file in (ROOT / name).rglob("*.py")),
     }
     assert {"binarize_cli/recipes/default.yaml", "binarize_cli/recipes/paper/bnn++.yaml"} <= wanted
     assert not wanted - held.keys()
     for name in MODELS:
         assert held[f"binarize_cli/models/assets/{name}.safetensors"] < 10**6, "each under 1 MB"
     packages = {name.split("/")[0] for name in held if ".dist-info/" not in name}
-    assert packages == {"binarize_cli"}
+    assert packages == set(PACKAGES)
+    (licence,) = (name for name in held if name.endswith(".dist-info/licenses/LICENSE"))
+    assert held[licence] > 10_000, "the whole text"
     assert not [name for name in held if "__pycache__" in name or name.startswith("tests")]
 
 
