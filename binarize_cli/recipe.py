@@ -58,14 +58,15 @@ class Quantizer(Section):
     transform: str | None = None
     """The transform T, for pc++: F = T o P and B = T' o P."""
     schedules: dict[str, Annotated[Span, BeforeValidator(_span)]] = {}
-    """A parameter of the method (mu, rho ...): {start, end, shape: linear | log}, or one number."""
+    """A parameter of the method (mu, rho ...): {start, end, shape: linear | log | sigmoid}, or one number.
+    Unset: the method's own."""
 
 
 class Activation(Section):
-    """Binary inputs of the binary layers (tasks bwa and bwaa): t + beta F((x - t) / n)."""
+    """How the inputs of the binary layers become binary (tasks bwa and bwaa): beta F((x - t) / n)."""
 
     method: str | None = None
-    """Unset: the method of the weights."""
+    """The method for inputs. Unset: that of the weights."""
     threshold: Literal["learned", "none"] = "learned"
     """t: one a channel, learned from the mean of the calibration images, or 0 (the literal paper form)."""
     scale: Literal["learned", "none"] = "learned"
@@ -73,101 +74,126 @@ class Activation(Section):
     normalize: Annotated[float, Field(gt=0)] | Literal["none"] | None = None
     """n in multiples of beta, or `none` for n = 1. Unset: the method's own."""
     schedules: dict[str, Annotated[Span, BeforeValidator(_span)]] = {}
+    """As in `quantizer`. Unset: those of the weights if the method is the same, else the method's own."""
     padding: Literal["zero", "plus", "minus"] = "zero"
-    """What surrounds the signs of an image: 0, a third value, or +1 or -1."""
+    """What a convolution pads the signs of an image with: 0 (a third value), +1 or -1."""
     blocks: Literal["bi-real", "keep"] = "bi-real"
-    """Residual blocks: a shortcut around every binary convolution and RPReLU for ReLU, or as they are."""
+    """Whether residual blocks get a shortcut around every binary convolution, and RPReLU for ReLU."""
     attention: Literal["float", "binary"] = "float"
-    """The products q k^T and p v of transformers: of floats, or of signs too."""
+    """Whether the matrix products q k^T and p v of transformers take floats or signs."""
 
 
 class Accumulator(Section):
-    """The int8 running sum of task bwaa: after every 64 products it is brought back to -128 ... 127."""
+    """The int8 running sum of task bwaa: it takes tiles of 64 products and stays in -128 ... 127."""
 
     overflow: Literal["saturate", "wrap"] = "saturate"
+    """What happens to a sum outside of -128 ... 127."""
     shift: Annotated[int, Field(ge=0, le=8)] | Literal["auto"] = "auto"
-    """Bits dropped from each tile's sum before it is added; auto: by layer, from the calibration images."""
+    """Low bits dropped from each tile's sum before it is added; auto: calibrated for each layer."""
 
 
 class Layers(Section):
     """Which layers become binary. Entries are glob patterns of module names, or `first` and `head`."""
 
     keep_float: list[str] = ["first", "head"]
+    """Layers that stay float."""
     make_binary: list[str] = []
-    """These become binary whatever `keep_float` says."""
+    """Layers that become binary even if `keep_float` names them."""
 
 
 class Augment(Section):
-    """Training augmentation, by timm."""
+    """Augmentation of the training images, by timm."""
 
     crop: Literal["auto", "rrc", "pad", "none"] = "auto"
     """Random resized crop, crop from a padded image, or the model's own test crop; auto: by image size."""
     scale: Annotated[list[float], Field(min_length=2, max_length=2)] = [0.35, 1.0]
+    """The least and largest share of the image's area that a random resized crop takes."""
     hflip: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
+    """The chance that an image is mirrored; auto: 0 for digits, 0.5 for other data."""
     color_jitter: Annotated[float, Field(ge=0)] = 0.0
+    """How much brightness, contrast and saturation vary."""
     auto_augment: str | None = None
+    """A policy as timm writes it, such as `rand-m9-mstd0.5`."""
     reprob: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """The chance that a random rectangle of the image is erased."""
 
 
 class Distill(Section):
     """The float model teaches: (1 - weight) cross-entropy + weight T^2 KL(teacher || student)."""
 
     weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """The teacher's share of the loss; 0 trains without one."""
     temperature: Annotated[float, Field(gt=0)] = 2.0
+    """T, which divides the logits of both networks."""
     blocks: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the distance between the outputs of each block, both normalised, added to the loss."""
+    """The weight of a further term: the distance between the normalised outputs of each block."""
 
 
 class Train(Section):
-    """The optimizer's side, in timm's words."""
+    """How the network is trained, in timm's words."""
 
     epochs: Annotated[int, Field(ge=0)] = 30
+    """Epochs of fine-tuning with binary weights."""
     float_epochs: Annotated[int, Field(ge=0)] = 5
-    """Float fine-tuning first, where the head had to be replaced."""
+    """Epochs of float fine-tuning before that, if the head had to be replaced."""
     activation_epochs: Annotated[int, Field(ge=0)] = 0
     """Epochs with binary activations and float weights before both are binary (tasks bwa and bwaa)."""
     batch_size: Annotated[int, Field(ge=1)] = 64
     """Images of one step of the optimizer, over all ranks and micro-batches."""
     accumulate: Annotated[int, Field(ge=1)] = 1
-    """Micro-batches that a step's images go through the network in, where memory is short."""
+    """Micro-batches that the images of a step are divided into, to save memory."""
     sync_batchnorm: bool = False
-    """With several ranks: BatchNorm by the statistics of all of them."""
+    """Whether BatchNorm takes its statistics over all ranks."""
     opt: str = "adamw"
+    """The optimizer, by timm's name."""
     lr: Annotated[float, Field(gt=0)] = 5e-4
+    """The peak learning rate."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Weight decay, on the latent weights too."""
     sched: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up."""
     min_lr: Annotated[float, Field(ge=0)] = 1e-6
+    """Where the learning rate ends."""
     warmup: Share = 0.05
-    """The share of the steps over which lr rises."""
+    """The share of the steps over which the learning rate rises."""
     clip_grad: Annotated[float, Field(gt=0)] | None = 1.0
     """The largest gradient norm; null for no clipping."""
     amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
+    """The precision of training; auto: bfloat16 where the device computes it fast, else float32."""
     mixup: Annotated[float, Field(ge=0)] = 0.0
+    """The alpha of mixup; 0 for none."""
     cutmix: Annotated[float, Field(ge=0)] = 0.0
+    """The alpha of CutMix; 0 for none."""
     smoothing: Share = 0.0
+    """Label smoothing."""
     ema: Share = 0.0
-    """Decay of the averaged weights; 0 for none."""
+    """The decay of the moving average of the weights, which is what is scored and packed; 0 for none."""
     harden: Share = 0.1
     """The last share of the steps, in which F is sign."""
     reestimate_batchnorm: bool = True
-    """Re-estimate BatchNorm after hardening, if it helps on training images held out for that."""
+    """Whether to re-estimate BatchNorm after hardening; kept if it helps on held-out images."""
     hold_out: Share = 0.05
-    """The share of training images (1,000 at most) held out to judge that."""
+    """The share of the training images (1,000 at most) that is held out to judge that."""
     seed: int = 0
+    """The seed of everything random."""
 
 
 class Pack(Section):
     """The packed file."""
 
     float_dtype: Literal["float16", "float32"] = "float16"
+    """The type of the tensors that stay float."""
 
 
 class Recipe(Section):
     """Everything a run depends on beside the model and the data."""
 
     description: str = ""
+    """A line for `bnnpp recipes ls`."""
     method: str = "bnn++"
+    """The method: see `bnnpp methods`."""
     task: Task = "bw"
+    """What becomes binary: weights (bw), their inputs too (bwa), with int8 accumulators (bwaa)."""
     quantizer: Quantizer = Quantizer()
     activation: Activation = Activation()
     accumulator: Accumulator = Accumulator()
