@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +14,6 @@ from binarize_cli.quantizers.method import Method
 from binarize_cli.quantizers.methods import METHODS
 from binarize_cli.quantizers.parts import Transform
 from binarize_cli.quantizers.schedules import Schedule
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -101,7 +98,3 @@ def test_a_transform_of_another_package_is_found_composed_certified_and_trained(
     assert report["recipe"]["quantizer"]["transform"] == "arctan" and report["agreement"]["equal"]
     unknown = bnnpp("methods", "pc++", "--transform", "arctn")
     assert unknown.code == 2 and "Did you mean 'arctan'" in unknown.err
-
-
-def test_the_page_of_cards_is_what_the_registry_says(bnnpp):
-    assert (ROOT / "recipes" / "methods.md").read_text() == bnnpp("methods", "--markdown").out

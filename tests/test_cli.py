@@ -71,7 +71,7 @@ def rewritten(file: Path, to: Path, **changes: object) -> Path:
 
 WRONG_WORDS = {
     "unknown command": (["binarise", "digits_vit"], ["'binarise'", "Did you mean 'binarize'?", "--help"]),
-    "no model": (["binarize"], ["argument 'model'", "bnnpp binarize --help"]),
+    "no model": (["binarize"], ["Missing argument", "bnnpp binarize --help"]),
     "unknown option": (["binarize", "digits_vit", "--epoch", 3], ["--epoch", "--epochs"]),
     "option without value": (["binarize", "digits_vit", "--method"], ["--method"]),
     "no integer": (["binarize", "digits_vit", "--epochs", "ten"], ["--epochs", "integer"]),

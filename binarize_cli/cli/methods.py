@@ -44,9 +44,7 @@ def methods(
     certify_: Annotated[
         bool, typer.Option("--certify", help="Decide whether the pair is principled, and say why.")
     ] = False,
-    markdown: Annotated[
-        bool, typer.Option("--markdown", help="All cards as one page, which recipes/methods.md is.")
-    ] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="All cards, as in docs/methods.md.")] = False,
     as_json: o.Json = False,
 ) -> None:
     """The methods: forward quantizer F, backward quantizer B, schedules, guarantees, sources.
@@ -75,7 +73,7 @@ def methods(
         if flag := next((flag for flag, value in given.items() if value), None):
             raise InputError(f"{flag} goes with one method", hint=f"Try: bnnpp methods bnn++ {flag} ...")
         if markdown:
-            result(_page_of_cards())
+            result(cards())
         else:
             _print_all(as_json)
         return
@@ -164,13 +162,11 @@ def _lines(method: Method) -> dict[str, str]:
     }
 
 
-def _page_of_cards() -> str:
-    parts = [
-        "# The methods",
-        "Written by `bnnpp methods --markdown` from the registry, `binarize_cli/quantizers/methods.py`.",
-    ]
+def cards() -> str:
+    """Return the cards of all methods as Markdown: what docs/methods.md shows."""
+    parts = []
     for method in METHODS.values():
-        parts.append(f"## `{method.name}`: {method.title}")
+        parts.append(f"### `{method.name}`: {method.title}")
         formulas = ("F", "B", "update", "normalise")  # stars and bars in them are not Markdown's
         lines = {k: f"`{text}`" if k in formulas else text for k, text in _lines(method).items()}
         parts.append("\n".join(f"- **{key}**: {text}" for key, text in lines.items()))

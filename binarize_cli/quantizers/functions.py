@@ -1,4 +1,4 @@
-"""The formulas of F and B (README, "Methods"), elementwise on NumPy arrays and torch tensors alike.
+"""The formulas of F and B (docs/methods.md), elementwise on NumPy arrays and torch tensors alike.
 
 x is a normalised latent weight (or activation), of any shape; the parameter (mu, rho ...) is a float or
 a 0-d tensor. The same text serves `bnnpp methods`, which must answer without importing torch, and training.

@@ -1,7 +1,7 @@
 """Proximal maps P and smooth transforms T, by name: what `pc++` composes F = T o P and B = T' o P from.
 
 A part is added by one entry here, or by another package through an entry point of the group `bnnpp.maps`
-or `bnnpp.transforms` (README, "A map or transform of your own").
+or `bnnpp.transforms` (docs/methods.md, "From another package").
 """
 
 from __future__ import annotations

@@ -1,0 +1,402 @@
+"""Write the generated parts of the documentation: `uv run python docs/generate.py`.
+
+A page is written by hand but for its blocks, which stand between two comments:
+
+    <!-- generated: NAME -->
+    <!-- end -->
+
+BLOCKS says what each name stands for. `tests/test_docs.py` checks that the pages of the repository are what
+this writes, and that every page is read and linked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import re
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import annotated_types
+from pydantic_core import PydanticUndefined
+
+from binarize_cli import errors, recipe, recipe_io
+from binarize_cli.cli.methods import cards
+from binarize_cli.quantizers.methods import METHODS
+from binarize_cli.report.results import as_json, read_results
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "binarize_cli"
+RESULTS = ROOT / "docs" / "results"
+BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]], right: int = 0) -> str:
+    """Return a Markdown table, its last `right` columns aligned to the right; bars in cells are escaped."""
+    rules = ["---"] * (len(heads) - right) + ["---:"] * right
+    lines = [heads, rules, *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def prose(text: str) -> str:
+    """Return text in which Markdown and HTML see no marks of their own, but for what is `code`."""
+    parts = re.split(r"(`[^`]*`)", text)
+    return "".join(
+        part if part.startswith("`") else part.replace("*", "\\*").replace("<", "&lt;") for part in parts
+    )
+
+
+def sentence(text: str) -> str:
+    """Return the first sentence of a docstring, on one line."""
+    paragraph = " ".join(text.strip().split("\n\n")[0].split())
+    return prose(re.split(r"(?<=[.?!])\s+(?=[A-Z`])", paragraph)[0].removesuffix("."))
+
+
+# --- the code --------------------------------------------------------------------------------------------
+
+
+ROOMS = ("cli", "bench", "models", "data", "binarize", "training", "packed", "report", "quantizers")
+
+
+def tree() -> str:
+    """Return the rooms and files of the package with the first sentence of each docstring."""
+    ground = [file for file in sorted(PACKAGE.glob("*.py")) if file.name != "__main__.py"]
+    rooms = [file.parent for file in PACKAGE.rglob("__init__.py") if file.parent != PACKAGE]
+    rooms.sort(key=lambda room: (ROOMS.index(room.name) if room.name in ROOMS else len(ROOMS), room.name))
+    lines = [f"- `{file.name}`: {_doc(file)}" for file in ground if file.name != "__init__.py"]
+    for room in rooms:
+        lines.append(f"- **`{room.relative_to(PACKAGE)}/`**: {_doc(room / '__init__.py')}")
+        files = (file for file in sorted(room.glob("*.py")) if file.name != "__init__.py")
+        lines += [f"  - `{file.name}`: {_doc(file)}" for file in files]
+    return "\n".join(lines)
+
+
+def _doc(file: Path) -> str:
+    return sentence(ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "")
+
+
+# --- recipes ---------------------------------------------------------------------------------------------
+
+
+def recipe_keys() -> str:
+    """Return a table for each section of a recipe: key, type, default, meaning."""
+    meanings = _field_docstrings(Path(recipe.__file__))
+    parts, sections = [], []
+    for name, field in recipe.Recipe.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, recipe.Section):
+            sections.append((name, section))
+    top = [name for name in recipe.Recipe.model_fields if name not in dict(sections)]
+    parts.append(_keys(recipe.Recipe, top, meanings))
+    for name, section in sections:
+        own = prose(" ".join((section.__doc__ or "").split()))
+        parts += [f"### `{name}`", own, _keys(section, list(section.model_fields), meanings)]
+    return "\n\n".join(parts)
+
+
+def _keys(section: type, names: Sequence[str], meanings: Mapping[tuple[str, str], str]) -> str:
+    rows = []
+    for name in names:
+        field = section.model_fields[name]
+        kind = _kind(field.annotation, field.metadata)
+        rows.append((f"`{name}`", kind, _default(field), prose(meanings[section.__name__, name])))
+    return table(("key", "type", "default", "meaning"), rows)
+
+
+def _field_docstrings(file: Path) -> dict[tuple[str, str], str]:
+    """Return {(class, field): the string that stands under the field}."""
+    found = {}
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef):
+            for field, text in zip(node.body, node.body[1:], strict=False):
+                named = isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+                if named and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+                    found[node.name, field.target.id] = " ".join(str(text.value.value).split())
+    return found
+
+
+def _kind(annotation: Any, metadata: Sequence[Any] = ()) -> str:
+    """Return a type in words: `number from 0 to 1`, `auto`, ..."""
+    if get_origin(annotation) is Annotated:
+        inner, *more = get_args(annotation)
+        flat = [each for item in more for each in getattr(item, "metadata", [item])]
+        return _kind(inner, flat)
+    if get_origin(annotation) in (Union, UnionType):
+        return " or ".join(_kind(each) for each in get_args(annotation) if each is not NoneType)
+    if get_origin(annotation) is Literal:
+        return ", ".join(f"`{value}`" for value in get_args(annotation))
+    if get_origin(annotation) is list:
+        return f"list of {_kind(get_args(annotation)[0])}s"
+    if get_origin(annotation) is dict:
+        return "mapping"
+    word = {int: "whole number", float: "number", str: "text", bool: "`true`, `false`"}[annotation]
+    return word + _range(metadata)
+
+
+LIMITS = {
+    annotated_types.Ge: "ge",
+    annotated_types.Gt: "gt",
+    annotated_types.Le: "le",
+    annotated_types.Lt: "lt",
+}
+SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+
+
+def _range(metadata: Sequence[Any]) -> str:
+    limits = [(LIMITS[type(rule)], rule) for rule in metadata if type(rule) in LIMITS]
+    text = "".join(f" {SIGNS[name]} {getattr(rule, name)}" for name, rule in limits)
+    return text.replace(" >= 0 <= 1", " from 0 to 1").replace(" >= 0 < 1", " from 0, below 1")
+
+
+def _default(field: Any) -> str:
+    value = field.default
+    if value is PydanticUndefined:
+        return "-"
+    if value is None:
+        return "unset"
+    if isinstance(value, str):
+        return f"`{value}`" if value else '`""`'
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    return f"`{json.dumps(value)}`"
+
+
+def recipe_list() -> str:
+    """Return the recipes that come with the tool."""
+    rows = [(f"`{name}`", recipe_io.read(name).data.get("description", "")) for name in recipe_io.names()]
+    return table(("recipe", "what it is"), rows)
+
+
+# --- commands --------------------------------------------------------------------------------------------
+
+
+def commands() -> str:
+    """Return every command with its help, its examples and its flags."""
+    import typer
+
+    from binarize_cli.cli import app
+
+    return "\n\n".join(
+        _command(command, f"bnnpp {name}") for name, command in _all(typer.main.get_command(app))
+    )
+
+
+def _all(group: Any, before: str = "") -> Iterable[tuple[str, Any]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _all(command, f"{before}{name} ")
+        else:
+            yield before + name, command
+
+
+def _command(command: Any, name: str) -> str:
+    paragraphs = [" ".join(part.split()) for part in (command.help or "").split("\n\n")]
+    examples = [part for part in paragraphs if part.startswith("bnnpp ")]
+    words = [prose(part) for part in paragraphs if not part.startswith("bnnpp ")]
+    parts = [f"## `{name}`", *words]
+    if examples:
+        parts.append("\n".join(["```console", *(f"$ {line}" for line in examples), "```"]))
+    rows = [(_spelling(parameter), prose(parameter.help or "")) for parameter in command.params]
+    rows = [row for row in rows if "--help" not in row[0]]
+    if rows:
+        parts.append(table(("argument or flag", "meaning"), rows))
+    return "\n\n".join(parts)
+
+
+def _spelling(parameter: Any) -> str:
+    if parameter.param_type_name == "argument":
+        return f"`{parameter.metavar or parameter.name.upper()}`"
+    names = ", ".join(f"`{name}`" for name in parameter.opts)
+    return f"{names} `{parameter.metavar}`" if parameter.metavar else names
+
+
+def exit_codes() -> str:
+    """Return what a command's exit code says."""
+    rows = [("0", "Done."), ("1", "An unexpected failure: please report it, with the traceback.")]
+    for kind in (errors.InputError, errors.Diverged, errors.Interrupted):
+        rows.append((str(kind.exit_code), " ".join((kind.__doc__ or "").split())))
+    return table(("code", "meaning"), [*rows, ("130", "Ctrl-C. The state has been saved.")])
+
+
+# --- methods ---------------------------------------------------------------------------------------------
+
+
+def method_table() -> str:
+    """Return a line a method: F, B, source."""
+    rows = [
+        (f"`{m.name}`", f"`{m.forward_formula}`", f"`{m.backward_formula}`", m.source)
+        for m in METHODS.values()
+    ]
+    return table(("method", "F, forward", "B, backward", "source"), rows)
+
+
+# --- results ---------------------------------------------------------------------------------------------
+
+Result = Mapping[str, Any]
+TASKS = ("bw", "bwa", "bwaa")
+
+
+def stored() -> list[Result]:
+    """Return the results of docs/results; none if there are none yet."""
+    return [result for _, result in read_results([RESULTS])] if any(RESULTS.rglob("*.json")) else []
+
+
+def setting(result: Result) -> tuple[str, str, int, str, str, str]:
+    """Return what must be the same within one table: model, data, epochs, precision, selection, machine."""
+    facts, train = result["provenance"], result["recipe"]["train"]
+    images = f"{result['data']['name']} ({result['data']['train_images']:,} training images)"
+    epochs = train["epochs"]
+    return (
+        result["model"],
+        images,
+        epochs,
+        facts.get("precision", "unknown"),
+        train.get("select", "val"),
+        facts.get("machine") or facts.get("device", "unknown"),
+    )
+
+
+def label(result: Result) -> str:
+    """Return the row's name: the recipe's if the command names one, else the method's."""
+    named = re.search(r"--recipe[ =](\S+)", result["command"])
+    return f"`{named[1].removesuffix('.yaml')}`" if named else f"`{result['method']}`"
+
+
+def spread(values: Sequence[float | None]) -> str:
+    """Return mean, and half the range if there are several; a dash if a value is missing."""
+    if not values or any(value is None for value in values):
+        return "-"
+    mean = f"{statistics.fmean(values):.2f}"
+    return f"{mean} ± {(max(values) - min(values)) / 2:.2f}" if len(values) > 1 else mean
+
+
+def results() -> str:
+    """Return a section for each setting, with a row for each method or recipe and task."""
+    groups: dict[tuple, list[Result]] = defaultdict(list)
+    for result in stored():
+        groups[setting(result)].append(result)
+    if not groups:
+        return "No result is stored yet."
+    return "\n\n".join(_section(key, groups[key]) for key in sorted(groups, key=str))
+
+
+SELECTION = {
+    "last": "the last epoch is packed: nothing was selected",
+    "held-out": "the epoch was selected on training images that were held out",
+    "val": "the epoch was **selected on the reported images**",
+}
+
+
+def _section(key: tuple[str, str, int, str, str, str], group: Sequence[Result]) -> str:
+    model, data, epochs, precision, select, machine = key
+    base = sorted({f"{r['accuracy']['float']['top1']:.2f}" for r in group if r["accuracy"]["float"]})
+    facts = [f"{precision}", SELECTION.get(select, select), f"on {machine}"]
+    if base:
+        facts.append(f"float model {' or '.join(base)}")
+    rows = [_row(name, task, runs) for (name, task), runs in _rows(group)]
+    heads = ("method or recipe", "task", "n", "packed file, top-1", "soft", "flips %", "file", "minutes")
+    commands = "\n".join(sorted({f"$ {_general(r['command'])}" for r in group}))
+    details = f"<details><summary>The commands</summary>\n\n```console\n{commands}\n```\n\n</details>"
+    title = f"## {model.split('/')[-1]}, {data}, {epochs} epochs"
+    return "\n\n".join([title, f"{'; '.join(facts)}.", table(heads, rows, right=6), details])
+
+
+def _rows(group: Sequence[Result]) -> list[tuple[tuple[str, str], list[Result]]]:
+    rows: dict[tuple[str, str], list[Result]] = defaultdict(list)
+    for result in sorted(group, key=lambda r: (TASKS.index(r["task"]), r["seed"])):
+        rows[label(result), result["task"]].append(result)
+    order = {f"`{name}`": place for place, name in enumerate(METHODS)}
+    return sorted(rows.items(), key=lambda row: (TASKS.index(row[0][1]), order.get(row[0][0], 99), row[0][0]))
+
+
+def _row(name: str, task: str, runs: Sequence[Result]) -> tuple[str, ...]:
+    def top1(network: str) -> list[float | None]:
+        return [(run["accuracy"][network] or {}).get("top1") for run in runs]
+
+    flips = [None if run["flips"] is None else 100 * run["flips"] for run in runs]
+    size = f"{runs[0]['bytes'] / 1024:.0f} KiB ({runs[0]['float32_bytes'] / runs[0]['bytes']:.1f}x)"
+    minutes = f"{statistics.fmean(run['seconds'] for run in runs) / 60:.1f}"
+    scores = f"**{spread(top1('packed'))}**", spread(top1("soft"))
+    return name, task, str(len(runs)), *scores, spread(flips), size, minutes
+
+
+def _general(command: str) -> str:
+    """Return a command without the places of one machine."""
+    return re.sub(r" --(output|teacher-logits|workers)[ =]\S+", "", command).removesuffix(" --resume")
+
+
+def results_summary() -> str:
+    """Return the README's table: the mean top-1 of the default recipes' packed files."""
+    cells: dict[tuple[str, str, int], dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
+    for result in stored():
+        if result["method"] == "bnn++" and label(result) == "`bnn++`" and setting(result)[4] != "val":
+            model, data, epochs, *_ = setting(result)
+            cells[model, data, epochs][result["task"]].append(result)
+    if not cells:
+        return "No result is stored yet."
+    rows = []
+    for (model, data, epochs), tasks in sorted(cells.items()):
+        runs = [run for group in tasks.values() for run in group]
+        base = spread([runs[0]["accuracy"]["float"]["top1"]])
+        packed = [spread([r["accuracy"]["packed"]["top1"] for r in tasks[task]]) for task in TASKS]
+        seeds = len({run["seed"] for run in runs})
+        rows.append((f"{model.split('/')[-1]}, {data}", str(epochs), str(seeds), base, *packed))
+    return table(("model, data", "epochs", "seeds", "float", *(f"`{task}`" for task in TASKS)), rows, right=6)
+
+
+# --- pages -----------------------------------------------------------------------------------------------
+
+BLOCKS: Mapping[str, Callable[[], str]] = {
+    "commands": commands,
+    "exit-codes": exit_codes,
+    "method-cards": cards,
+    "method-table": method_table,
+    "recipe-keys": recipe_keys,
+    "recipe-list": recipe_list,
+    "results": results,
+    "results-summary": results_summary,
+    "tree": tree,
+}
+
+
+def pages() -> list[Path]:
+    """Return the pages of the documentation."""
+    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def rewritten(text: str) -> str:
+    """Return a page with its blocks generated anew. Raises KeyError for a block that is not known."""
+    return BLOCK.sub(lambda block: f"{block[1]}{BLOCKS[block[2]]()}\n{block[3]}", text)
+
+
+def store(place: Path) -> None:
+    """Keep the results of the finished runs in a folder as files of docs/results."""
+    RESULTS.mkdir(exist_ok=True)
+    for _, result in read_results([place]):
+        model, precision = result["model"].split("/")[-1], result["provenance"]["precision"]
+        words = (model, result["data"]["name"], label(result).strip("`"), result["task"], precision)
+        name = "-".join((*words, f"{result['recipe']['train']['epochs']}epochs", f"seed{result['seed']}"))
+        (RESULTS / f"{name.replace('/', '-')}.json").write_text(as_json(result), encoding="utf-8")
+
+
+def main() -> None:
+    """Write the pages that are out of date, and print their names."""
+    parser = argparse.ArgumentParser(description="Write the generated parts of the documentation.")
+    parser.add_argument("--store", type=Path, metavar="FOLDER", help="first keep the results of these runs")
+    if folder := parser.parse_args().store:
+        store(folder)
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        new = rewritten(text)
+        if new != text:
+            page.write_text(new, encoding="utf-8")
+            print(page.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()

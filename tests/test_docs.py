@@ -1,0 +1,101 @@
+"""The generated parts of the documentation: the committed pages are what docs/generate.py writes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from binarize_cli.quantizers.methods import METHODS
+from binarize_cli.recipe import Recipe, Section
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def generate():
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_pages_are_what_the_generator_writes(generate):
+    for page in generate.pages():
+        text = page.read_text(encoding="utf-8")
+        advice = f"{page.relative_to(ROOT)} is out of date: run `uv run python docs/generate.py`"
+        assert generate.rewritten(text) == text, advice
+
+
+def test_every_block_has_its_place_and_no_page_asks_for_another(generate):
+    text = "".join(page.read_text(encoding="utf-8") for page in generate.pages())
+    asked = [name for _, name, _ in generate.BLOCK.findall(text)]
+    assert sorted(asked) == sorted(generate.BLOCKS)
+    assert text.count("<!-- generated: ") == text.count("<!-- end -->") == len(asked)
+
+
+def test_every_file_every_key_and_every_method_is_described(generate):
+    files = {path.name for path in (ROOT / "binarize_cli").rglob("*.py")} - {"__init__.py", "__main__.py"}
+    assert not [name for name in files if f"`{name}`: " not in generate.tree()]
+    keys = generate.recipe_keys()
+    for name, field in Recipe.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, Section):
+            assert f"### `{name}`" in keys
+            assert not [key for key in section.model_fields if f"| `{key}` |" not in keys]
+    assert "| `lr` | number > 0 | `0.0005` | The peak learning rate. |" in keys
+    assert "| `harden` | number from 0, below 1 |" in keys
+    cards = generate.cards()
+    assert not [name for name in METHODS if f"### `{name}`: " not in cards]
+
+
+def a_result(top1: float, seed: int, method: str = "bnn++", task: str = "bw", **train) -> dict:
+    scores = {"top1": top1, "top5": 100.0, "loss": 0.1}
+    return {
+        "schema": "bnnpp result 1",
+        "command": f"bnnpp binarize digits_vit --method {method} --seed {seed} --output /home/me/run",
+        "model": "timm/digits_vit",
+        "method": method,
+        "task": task,
+        "seed": seed,
+        "recipe": {"train": {"epochs": 3, "seed": seed, "select": "last", **train}},
+        "data": {"name": "digits", "train_images": 1437, "val_images": 360},
+        "accuracy": {"float": scores | {"top1": 98.0}, "soft": None, "hard": scores, "packed": scores},
+        "bytes": 2048,
+        "float32_bytes": 20480,
+        "seconds": 90.0,
+        "flips": 0.01,
+        "epochs": 3,
+        "provenance": {"precision": "float32", "device": "cpu"},
+    }
+
+
+def test_results_are_grouped_by_what_must_be_equal_and_averaged_over_seeds(generate, monkeypatch):
+    rows = [a_result(97.0, 0), a_result(98.0, 1), a_result(90.0, 0, "bc"), a_result(91.0, 0, select="val")]
+    monkeypatch.setattr(generate, "stored", lambda: rows)
+    page = generate.results()
+    assert page.count("## digits_vit, digits (1,437 training images), 3 epochs") == 2
+    assert "| `bnn++` | bw | 2 | **97.50 ± 0.50** | - | 1.00 ± 0.00 | 2 KiB (10.0x) | 1.5 |" in page
+    assert "| `bc` | bw | 1 | **90.00** |" in page
+    assert page.index("`bc` | bw") < page.index("`bnn++` | bw")
+    assert page.count("selected on the reported images") == 1
+    assert "/home/me" not in page and "$ bnnpp binarize digits_vit --method bc --seed 0" in page
+    row = "| digits_vit, digits (1,437 training images) | 3 | 2 | 98.00 | 97.50 ± 0.50 | - | - |"
+    assert row in generate.results_summary()
+
+
+def test_without_results_the_pages_say_so(generate, monkeypatch):
+    monkeypatch.setattr(generate, "stored", list)
+    assert generate.results() == generate.results_summary() == "No result is stored yet."
+
+
+def test_the_results_of_finished_runs_are_kept(generate, monkeypatch, tmp_path, finished):
+    monkeypatch.setattr(generate, "RESULTS", tmp_path)
+    generate.store(finished)
+    (file,) = tmp_path.iterdir()
+    report = json.loads((finished / "report.json").read_text())
+    kept = json.loads(file.read_text())
+    assert kept["accuracy"]["packed"]["top1"] == report["accuracy"]["packed"]["top1"]
+    assert file.name.startswith("digits_resnet-digits-bnn++-bw-") and "2epochs-seed0" in file.name
