@@ -41,6 +41,7 @@ def evaluate(
     from binarize_cli.evaluation import measure, worst_confusions
     from binarize_cli.models.load import Preprocessing
     from binarize_cli.packed.runtime import rebuild
+    from binarize_cli.report.confusion import sparse
     from binarize_cli.report.tables import worst_table
     from binarize_cli.training.precision import find_device, place
 
@@ -53,7 +54,7 @@ def evaluate(
     worst = worst_confusions(measurement, classes)
     if as_json:
         account = {"file": str(file), "dataset": source.name, "worst": worst}
-        result(json.dumps(measurement.to_json() | account | {"confusion": measurement.confusion}))
+        result(json.dumps(measurement.to_json() | account | {"confusion": sparse(measurement.confusion)}))
         return
     m = measurement
     scores = f"top-1 {m.top1:.2f}  top-5 {m.top5:.2f}  loss {m.loss:.4f}  images {m.images}"

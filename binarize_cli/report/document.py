@@ -9,6 +9,7 @@ from binarize_cli.data.images import ImageDataset
 from binarize_cli.evaluation import Measurement, worst_confusions
 from binarize_cli.packed.agreement import Agreement
 from binarize_cli.packed.format import PackedFile
+from binarize_cli.report.confusion import sparse
 from binarize_cli.training.batchnorm import Reestimation
 from binarize_cli.training.log import EpochRow
 
@@ -56,7 +57,7 @@ def report_document(
         "binary_weights": account["binary_weights"],
         "float32_bytes": account["float32_bytes"],
         "ratio": account["ratio"],
-        "confusion": packed.confusion,
+        "confusion": sparse(packed.confusion),
         "worst": worst_confusions(packed, dataset.classes),
         "recipe": file.document["recipe"],
         "provenance": {**file.document["provenance"], "seconds": round(seconds, 1)},

@@ -2,100 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from binarize_cli.quantizers.certify import certify
 from binarize_cli.recipe import Recipe, effective_method, effective_normalize, effective_schedules
-from binarize_cli.report import tables
-from binarize_cli.report.curves import sample
-from binarize_cli.report.plots import epoch_curves, quantizer_curves, svg
+from binarize_cli.report import panels, tables
+from binarize_cli.report.confusion import pairs
+from binarize_cli.report.fold import fold, folded_name, reason
 
-SHORT_TABLE = 30  # layers; a longer table starts folded
-SMALL_HEATMAP = 20  # classes; a larger matrix is not drawn
 TASKS = {
     "bw": "binary weights, float activations",
     "bwa": "binary weights and activations",
     "bwaa": "binary weights and activations, 8-bit accumulators",
 }
+SHORT = {"float": "float", "soft": "soft", "hard": "hard", "packed": "packed"}
 
 
 def render(document: Mapping[str, Any]) -> str:
-    """The report as an HTML page: styles and pictures inside it, no script, every text escaped."""
+    """Return the report as an HTML page: styles and pictures inside it, no script, every text escaped."""
     recipe = Recipe.model_validate(document["recipe"])
     method = effective_method(recipe)
-    return _template().render(
-        d=document,
-        method=method,
-        certificate=certify(method, effective_schedules(recipe)),
-        normalize=effective_normalize(recipe),
-        task=TASKS.get(document["task"], ""),
-        networks={tables.NETWORKS[k]: v for k, v in document["accuracy"].items() if v},
-        size_sentence=tables.size_sentence(
-            document["bytes"], document["float32_bytes"], document["ratio"], document["binary_weights"]
-        ),
-        parts=tables.PARTS,
-        macs_sentence=tables.macs_sentence(document["macs"]),
-        epoch_plots=_epoch_plots(document),
-        quantizer_plots=_quantizer_plots(recipe),
-        heatmap=_heatmap(document["confusion"], document["data"]["classes"]),
-        folded=len(document["layers"]) > SHORT_TABLE,
-        recipe=recipe.as_yaml(),
+    classes = document["data"]["classes"]
+    return (
+        environment()
+        .get_template("template.html")
+        .render(
+            d=document,
+            method=method,
+            certificate=certify(method, effective_schedules(recipe)),
+            normalize=effective_normalize(recipe),
+            task=TASKS.get(document["task"], ""),
+            strip=strip(document["accuracy"]),
+            networks={tables.NETWORKS[k]: v for k, v in document["accuracy"].items() if v},
+            size_sentence=tables.size_sentence(
+                document["bytes"], document["float32_bytes"], document["ratio"], document["binary_weights"]
+            ),
+            parts=tables.PARTS,
+            macs_sentence=tables.macs_sentence(document["macs"]),
+            size_picture=panels.size_picture(document),
+            training=panels.training(document),
+            movement=panels.movement(document.get("flips")),
+            tiles=panels.bytes_map(document),
+            quantizers=panels.quantizers(recipe),
+            inputs=panels.inputs(document.get("inputs")),
+            overflow=panels.overflow(document["layers"]),
+            latents=panels.latents(document.get("latents")),
+            layers=fold(document["layers"]),
+            heatmap=panels.confusion_table(document["confusion"], classes),
+            pairs=pairs(document["confusion"], classes),
+            recipe=recipe.as_yaml(),
+        )
     )
 
 
-def _template():
-    environment = Environment(
+def strip(accuracy: Mapping[str, Mapping | None]) -> list[dict[str, Any]]:
+    """Return the networks that were scored, in order, each with the points gained since the one before."""
+    scored = [(SHORT[name], accuracy[name]["top1"]) for name in SHORT if accuracy.get(name)]
+    before = [None, *(top1 for _, top1 in scored)]
+    return [
+        {"name": name, "top1": top1, "change": None if last is None else top1 - last}
+        for (name, top1), last in zip(scored, before, strict=False)
+    ]
+
+
+def points(change: float) -> str:
+    """Return a difference with its sign, a minus and not a hyphen."""
+    return f"{change:+.2f}".replace("-", "\N{MINUS SIGN}") if round(change, 2) else "±0"
+
+
+def environment() -> Environment:
+    """Return the templates of this folder, with the filters that they use; they escape every text."""
+    made = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    made.filters |= {
         "size": tables.size,
         "shape": tables.shape_text,
         "accumulator": tables.accumulator_text,
         "mistaken_for": tables.mistaken_for,
+        "folded_name": folded_name,
+        "reason": reason,
+        "points": points,
         "thousands": "{:,}".format,
         "two": "{:.2f}".format,
+        "three": "{:.3g}".format,
     }
-    return environment.get_template("template.html")
-
-
-def _epoch_plots(document: Mapping[str, Any]) -> list[Markup]:
-    """The curves of the last stage; a float stage before it fitted the reference, which is a line here."""
-    rows = [row for row in document["epochs"] if row["stage"] == document["epochs"][-1]["stage"]]
-    if len(rows) < 2:
-        return []
-    reference = document["accuracy"]["float"]
-    figures = epoch_curves(rows, reference and reference["top1"], document["best_epoch"])
-    return [Markup(svg(figure)) for figure in figures]
-
-
-def _quantizer_plots(recipe: Recipe) -> list[Markup]:
-    """F, and B if the method has one, with the schedules of this run; nothing for the float network."""
-    method = effective_method(recipe)
-    if not method.binary:
-        return []
-    curves = sample(method, effective_schedules(recipe), effective_normalize(recipe))
-    panels = "FB" if method.backward else "F"
-    return [Markup(svg(quantizer_curves(curves, [panel]))) for panel in panels]
-
-
-def _heatmap(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> dict[str, Any] | None:
-    """Rows of (count, share of the true class); None for a matrix too large to read.
-
-    Columns are headed by the names where they are short, else by numbers that the rows carry too.
-    """
-    if len(classes) > SMALL_HEATMAP:
-        return None
-    short = all(len(name) <= 3 for name in classes)
-    heads = list(classes) if short else [str(i) for i in range(len(classes))]
-    names = list(classes) if short else [f"{i} {name}" for i, name in enumerate(classes)]
-    shares = [[(n, n / (sum(counts) or 1)) for n in counts] for counts in confusion]
-    return {"heads": heads, "rows": list(zip(names, shares, strict=True))}
+    return made

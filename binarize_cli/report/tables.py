@@ -9,6 +9,8 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from binarize_cli.report.fold import fold, folded_name, reason
+
 NETWORKS = {
     "float": "float model",
     "soft": "soft network (F before it is sign)",
@@ -67,7 +69,7 @@ def accumulator_text(rule: Mapping | None) -> str:
         return ""
     wraps = " wraps" if rule["overflow"] == "wrap" else ""
     shift = f" >>{rule['shift']}" if rule["shift"] else ""
-    share = f", {100 * rule['overflowed']:.3g}% overflow" if "overflowed" in rule else ""
+    share = f" {100 * rule['overflowed']:.3g}% over" if "overflowed" in rule else ""
     return f"int8{wraps}{shift}{share}"
 
 
@@ -76,20 +78,23 @@ def shape_text(shape: Sequence[int]) -> str:
 
 
 def layers_table(rows: Sequence[Mapping]) -> Table:
-    """Every layer, binary or float and why, with totals; columns that the rows lack are left out."""
+    """Return every layer, binary or float and why, with totals; columns that say nothing are left out.
+
+    Layers that are alike are one row: `blocks.0-11.attn.qkv x12`, with the bytes of all of them.
+    """
     binary = [row for row in rows if row.get("binary") or row.get("bits") == 1]
     weights = sum(math.prod(row["shape"]) for row in binary if row["shape"])  # a product has none
     total = sum(row.get("bytes", 0) for row in rows)
     columns = {
-        "name": ("left", f"{len(rows)} layers", str),
-        "kind": ("left", "", str),
-        "shape": ("right", f"{weights:,} binary weights", shape_text),
-        "binary": ("left", f"{len(binary)} binary", lambda yes: "1 bit" if yes else "float"),
-        "bits": ("right", f"{len(binary)} binary", str),
-        "bytes": ("right", f"{total:,}", "{:,}".format),
-        "input": ("left", "", str),
-        "accumulator": ("left", "", accumulator_text),
-        "why": ("left", "", str),
+        "name": ("left", str),
+        "kind": ("left", str),
+        "shape": ("right", shape_text),
+        "binary": ("left", lambda yes: "1 bit" if yes else "float"),
+        "bits": ("right", str),
+        "bytes": ("right", "{:,}".format),
+        "input": ("left", str),
+        "accumulator": ("left", accumulator_text),
+        "why": ("left", reason),
     }
     plain = {"input": "float", "accumulator": None}  # a column that says the same of all layers is left out
     present = [
@@ -97,13 +102,17 @@ def layers_table(rows: Sequence[Mapping]) -> Table:
         for name in columns
         if rows and name in rows[0] and any(row[name] != plain.get(name, "") for row in rows)
     ]
-    table = Table(box=box.SIMPLE, show_footer=True)
+    words = f"{len(rows)} layers, {len(binary)} binary: {weights:,} binary weights"
+    words += f"; {total:,} bytes" if total else ""
+    table = Table(box=box.SIMPLE, caption=words, caption_justify="left")
     for name in present:
-        justify, footer, _ = columns[name]
-        table.add_column(name, footer=footer, justify=justify, overflow="fold")
-    for row in rows:
-        cells = (escape(columns[name][2](row[name])) for name in present)
-        table.add_row(*cells, style="green" if row in binary else None)
+        whole = name in ("name", "kind")  # the others may be broken between words
+        head = {"accumulator": "sums"}.get(name, name)
+        table.add_column(head, justify=columns[name][0], overflow="fold", no_wrap=whole)
+    for row in fold(rows):
+        shown = {**row, "name": folded_name(row)}
+        cells = (escape(columns[name][1](shown[name])) for name in present)
+        table.add_row(*cells, style="green" if row.get("binary") or row.get("bits") == 1 else None)
     return table
 
 
