@@ -118,19 +118,16 @@ def make_trainer() -> Callable[..., Any]:
     """A small fine-tuning, built as `pipeline` builds it: an embedded model on a few digits."""
     import torch
 
-    from binarize_cli.binarize.blocks import rewrite_architecture
-    from binarize_cli.binarize.calibrate import calibrate
-    from binarize_cli.binarize.convert import binarize, binarize_inputs
-    from binarize_cli.binarize.quantizer import WeightQuantizer
+    from binarize_cli.binarize.prepare import make_binary, rewrite_and_choose
     from binarize_cli.data.digits import open_digits
     from binarize_cli.data.loaders import Batches, train_transform
+    from binarize_cli.models.heads import head_names
     from binarize_cli.models.load import load
     from binarize_cli.models.names import resolve
-    from binarize_cli.plan import choose_layers
     from binarize_cli.recipe import Distill, Recipe, Train
-    from binarize_cli.training.batchnorm import synchronise
-    from binarize_cli.training.loop import Trainer
+    from binarize_cli.training.loop import Saving, Trainer
     from binarize_cli.training.objective import Objective
+    from binarize_cli.training.parallel import synchronise
 
     dataset = open_digits(None, need_train=True)
 
@@ -148,35 +145,35 @@ def make_trainer() -> Callable[..., Any]:
     ) -> Trainer:
         """Batches of 8, the same random weights each time; `train` are keys of that section of a recipe."""
         torch.manual_seed(0)
-        rule = Train(**{"epochs": 1, "batch_size": 8, "amp": "off", "lr": 1e-3, **train})
-        recipe = Recipe(method=method, task=task, train=rule)
+        section = Train(**{"epochs": 1, "batch_size": 8, "amp": "off", "lr": 1e-3, **train})
+        recipe = Recipe(method=method, task=task, train=section)
         float_model = load(resolve(model), pretrained=False)
-        net, quantizer = float_model.net, None
+        net, binary = float_model.net, None
         if method != "float":
-            quantizer = WeightQuantizer(recipe)
-            net = rewrite_architecture(net, task, "bi-real", "float")
-            table, stats = choose_layers(net, float_model, recipe), {}
-            if task != "bw":
-                names = [row.name for row in table if row.binary]
-                stats = calibrate(net, names, [torch.rand(8, 1, 8, 8)], recipe)
-            binarize_inputs(binarize(net, table, quantizer), stats, quantizer, recipe)
-        if rule.sync_batchnorm:
+            net, table = rewrite_and_choose(net, torch.zeros(2, 1, 8, 8), recipe, head_names(net))
+            binary = make_binary(net, table, recipe, [torch.rand(8, 1, 8, 8)])
+        if section.sync_batchnorm:
             synchronise(net, torch.device("cpu"))
         split = dataset.train.subset(range(0, len(dataset.train), len(dataset.train) // images)[:images])
         transform = train_transform(float_model.preprocessing, recipe.augment, dataset)
+        batches = Batches(
+            split,
+            transform,
+            batch_size=section.batch_size,
+            seed=section.seed,
+            accumulate=section.accumulate,
+        )
         return Trainer(
             net,
-            stage="binary" if quantizer else "float",
-            quantizer=quantizer,
-            batches=Batches(
-                split, transform, batch_size=rule.batch_size, seed=rule.seed, accumulate=rule.accumulate
-            ),
-            objective=objective or Objective(Distill(), None, rule.smoothing),
-            train=rule,
+            stage="binary" if binary else "float",
+            binary=binary,
+            batches=batches,
+            objective=objective or Objective(Distill(), None, section.smoothing),
+            train=section,
             classes=10,
             device=torch.device("cpu"),
             score=score,
-            folder=folder,
+            saving=Saving(folder),
             compile=compile,
         )
 

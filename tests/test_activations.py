@@ -14,30 +14,42 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from binarize_cli.binarize.accumulator import Rule
+from binarize_cli.binarize.accumulator import AccumulatorRule, Window
 from binarize_cli.binarize.activations import LatentInput, SignInput
-from binarize_cli.binarize.blocks import BiRealBlock, RPReLU, rewrite_architecture, rewrite_blocks
+from binarize_cli.binarize.blocks import BiRealBlock, RPReLU, rewrite_blocks
 from binarize_cli.binarize.calibrate import InputStats, calibrate
 from binarize_cli.binarize.convert import (
-    binarize,
-    binarize_inputs,
     binary_layers,
     binary_matmuls,
     harden,
 )
-from binarize_cli.binarize.float_accumulator import FloatAccumulator, Window
+from binarize_cli.binarize.float_accumulator import FloatAccumulator
 from binarize_cli.binarize.layers import BinaryConv2d, BinaryLinear
-from binarize_cli.binarize.quantizer import WeightQuantizer
-from binarize_cli.binarize.select import count_macs, select
+from binarize_cli.binarize.phase import Moment, Phase, set_phase
+from binarize_cli.binarize.prepare import (
+    BinaryNetwork,
+    binary_inputs,
+    make_binary,
+    quantizers,
+    rewrite_and_choose,
+)
+from binarize_cli.binarize.select import count_macs
 from binarize_cli.binarize.tiles import batched_matmul_in_tiles, conv_in_tiles, linear_in_tiles
 from binarize_cli.binarize.weights import LatentWeight
 from binarize_cli.models.load import load
 from binarize_cli.models.names import resolve
 from binarize_cli.packed.integer_accumulator import IntegerAccumulator
-from binarize_cli.recipe import Accumulator, Activation, Recipe, Train
+from binarize_cli.recipe import Accumulator, Activation, Recipe
+from binarize_cli.training.phases import PhasePlan
 from binarize_cli.training.teacher import block_names
 
-RULES = [None, Rule("saturate"), Rule("wrap"), Rule("saturate", 2), Rule("wrap", 1)]
+RULES = [
+    None,
+    AccumulatorRule("saturate"),
+    AccumulatorRule("wrap"),
+    AccumulatorRule("saturate", 2),
+    AccumulatorRule("wrap", 1),
+]
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -51,7 +63,7 @@ def signs(*shape: int, seed: int = 0) -> torch.Tensor:
 # --- the accumulator: training, the packed file and an independent reference agree to the bit ---------------
 
 
-def reference(products: np.ndarray, rule: Rule | None) -> int:
+def reference(products: np.ndarray, rule: AccumulatorRule | None) -> int:
     """Products in order -> their sum in an int8 accumulator, one tile of 64 after another."""
     if rule is None:
         return int(products.sum())
@@ -68,7 +80,7 @@ def reference(products: np.ndarray, rule: Rule | None) -> int:
     return total * 2**rule.shift
 
 
-def reference_linear(x: np.ndarray, w: np.ndarray, rule: Rule | None) -> np.ndarray:
+def reference_linear(x: np.ndarray, w: np.ndarray, rule: AccumulatorRule | None) -> np.ndarray:
     return np.array([[reference(row * kernel, rule) for kernel in w] for row in x], dtype=np.float32)
 
 
@@ -120,18 +132,18 @@ def test_convolutions_too_whatever_their_geometry(rule, groups, kernel, stride, 
 def test_chunks_do_not_change_the_sums(monkeypatch):
     x, w = signs(9, 8, 10, 10), signs(6, 8, 3, 3, seed=1)
     window = Window((3, 3), (1, 1), (1, 1), 1)
-    whole = FloatAccumulator(Rule("saturate")).conv(x, w, window)
+    whole = FloatAccumulator(AccumulatorRule("saturate")).conv(x, w, window)
     monkeypatch.setattr("binarize_cli.binarize.tiles.CHUNK", 1000)
     monkeypatch.setattr("binarize_cli.packed.integer_accumulator.CHUNK", 1000)
-    assert torch.equal(FloatAccumulator(Rule("saturate")).conv(x, w, window), whole)
-    assert torch.equal(IntegerAccumulator(Rule("saturate")).conv(x, w, window), whole)
+    assert torch.equal(FloatAccumulator(AccumulatorRule("saturate")).conv(x, w, window), whole)
+    assert torch.equal(IntegerAccumulator(AccumulatorRule("saturate")).conv(x, w, window), whole)
 
 
 def test_gradients_go_straight_through_where_nothing_overflowed_and_overflows_are_counted():
     x, w = torch.ones(2, 300), torch.ones(3, 300)
     x[1, ::2] = -1  # sums of 0, which never overflow
     x.requires_grad_()
-    sums = FloatAccumulator(Rule("saturate"))
+    sums = FloatAccumulator(AccumulatorRule("saturate"))
     y = sums.linear(x, w)
     assert y[0].tolist() == [127] * 3 and y[1].tolist() == [0] * 3
     y.sum().backward()
@@ -162,7 +174,7 @@ def test_sums_in_tiles_are_exact_within_autocast():
     x, w = signs(3, 1000), signs(5, 1000, seed=1)
     images, kernels = signs(2, 64, 7, 7), signs(4, 64, 3, 3, seed=1)
     window = Window((3, 3), (1, 1), (1, 1), 1)
-    sums = FloatAccumulator(Rule("saturate", 2))
+    sums = FloatAccumulator(AccumulatorRule("saturate", 2))
     with torch.autocast("cpu", torch.bfloat16):
         found = sums.linear(x.bfloat16(), w), sums.conv(images.bfloat16(), kernels, window)
     assert torch.equal(found[0], sums.linear(x, w))
@@ -190,18 +202,17 @@ def recipe(task: str = "bwa", method: str = "bnn++", **sections) -> Recipe:
 
 
 def binary_linear(rule: Recipe, progress: float = 0.0, hard: bool = False) -> BinaryLinear:
-    quantizer = WeightQuantizer(rule)
-    quantizer.move_to(progress)
-    quantizer.hard = hard
-    layer = BinaryLinear(linear := nn.Linear(20, 7), LatentWeight(linear.weight, quantizer))
-    layer.input = LatentInput(quantizer.activation, (-1,), draw(20, seed=3), torch.tensor(0.7))
-    layer.accumulator = FloatAccumulator()
+    weights, activations = quantizers(rule)
+    signs = LatentInput(activations, (-1,), draw(20, seed=3), torch.tensor(0.7))
+    linear = nn.Linear(20, 7)
+    layer = BinaryLinear(linear, LatentWeight(linear.weight, weights), signs, FloatAccumulator())
+    set_phase(layer, Phase.at(progress, "hard" if hard else "soft"))
     return layer
 
 
 def test_a_hard_layer_is_signs_against_signs_in_numpy():
     layer, x = binary_linear(recipe(), 1.0, hard=True), draw(5, 20)
-    w, t, b = (p.detach().numpy() for p in (layer.weight.latent, layer.input.threshold, layer.bias))
+    w, t, b = (p.detach().numpy() for p in (layer.source.latent, layer.input.threshold, layer.bias))
     alpha = np.abs(w).mean(1)
     s = lambda v: np.where(v < 0, -1.0, 1.0)  # noqa: E731
     inputs = 0.7 * s(x.numpy() - t) + t
@@ -215,7 +226,7 @@ def test_where_F_is_linear_the_layer_is_the_float_one():
         activation={"normalize": 1e4},
     )
     layer, x = binary_linear(rule), draw(5, 20)
-    expected = nn.functional.linear(x, layer.weight.latent, layer.bias)
+    expected = nn.functional.linear(x, layer.source.latent, layer.bias)
     torch.testing.assert_close(layer(x), expected, rtol=1e-3, atol=1e-3)
 
 
@@ -225,13 +236,13 @@ def test_where_F_is_linear_a_convolution_with_a_bias_is_the_float_one_and_hard_i
         quantizer={"normalize": 1e4, "schedules": {"mu": {"start": 1.0, "end": 1.0}}},
         activation={"normalize": 1e4},
     )
-    conv, quantizer, x = nn.Conv2d(6, 12, 3, groups=groups), WeightQuantizer(rule), draw(2, 6, 5, 5)
+    conv, x = nn.Conv2d(6, 12, 3, groups=groups), draw(2, 6, 5, 5)
+    weights, activations = quantizers(rule)
     expected = conv(x)
-    layer = BinaryConv2d(conv, LatentWeight(conv.weight, quantizer))
-    layer.input = LatentInput(quantizer.activation, (1,), draw(6, seed=3), torch.tensor(0.7))
-    layer.accumulator = FloatAccumulator()
+    signs = LatentInput(activations, (1,), draw(6, seed=3), torch.tensor(0.7))
+    layer = BinaryConv2d(conv, LatentWeight(conv.weight, weights), signs, FloatAccumulator())
     torch.testing.assert_close(layer(x), expected, rtol=1e-3, atol=1e-3)
-    quantizer.hard = True
+    set_phase(layer, Phase.at(0.0, "hard"))
     expected = layer(x).detach()
     fixed = harden(nn.Sequential(layer), torch.float32)
     torch.testing.assert_close(fixed(x).detach(), expected, rtol=1e-4, atol=1e-4)
@@ -240,9 +251,8 @@ def test_where_F_is_linear_a_convolution_with_a_bias_is_the_float_one_and_hard_i
 @pytest.mark.parametrize("method", ["bc", "bnn", "bnn+", "bnn++", "pc", "parq", "ede+", "pq"])
 def test_the_gradient_of_binary_inputs_is_the_pairs(method):
     """F and B of the registry at (x - t) / n, against the layer's own backward pass."""
-    quantizer = WeightQuantizer(recipe(method=method))
-    quantizer.move_to(0.3)
-    q = quantizer.activation
+    _, q = quantizers(recipe(method=method))
+    q.move_to(Moment(0.3))
     made = LatentInput(q, (-1,), draw(20, seed=3), torch.tensor(0.7))
     x = draw(5, 20).requires_grad_()
     values, beta = made(x)
@@ -260,9 +270,9 @@ def test_the_gradient_of_binary_inputs_is_the_pairs(method):
 
 @pytest.mark.parametrize("normalize", ["none", 1.0, 10.0])
 def test_hardened_inputs_pass_gradients_on_within_a_window_of_beta(normalize):
-    quantizer = WeightQuantizer(recipe(activation={"normalize": normalize}))
-    made = LatentInput(quantizer.activation, (-1,), draw(20, seed=3), torch.tensor(0.7))
-    quantizer.hard = True
+    _, quantizer = quantizers(recipe(activation={"normalize": normalize}))
+    made = LatentInput(quantizer, (-1,), draw(20, seed=3), torch.tensor(0.7))
+    quantizer.move_to(Moment(0.0, "hard"))
     x, upstream = draw(50, 20).requires_grad_(), draw(50, 20, seed=5)
     values, beta = made(x)
     assert set(values.unique().tolist()) == {-1, 1}
@@ -275,20 +285,20 @@ def test_hardened_inputs_pass_gradients_on_within_a_window_of_beta(normalize):
 
 def test_hardening_leaves_a_pair_of_signs_as_it_is():
     for method in ("bnn", "poly"):
-        quantizer = WeightQuantizer(recipe(method=method))
-        x, soft = draw(50), quantizer.activation.B(draw(50))
-        quantizer.hard = True
-        assert torch.equal(quantizer.activation.B(x), soft)
+        _, quantizer = quantizers(recipe(method=method))
+        x, soft = draw(50), quantizer.B(draw(50))
+        quantizer.move_to(Moment(0.0, "hard"))
+        assert torch.equal(quantizer.B(x), soft)
 
 
 def test_activations_may_have_a_method_of_their_own_and_follow_the_weights_otherwise():
-    own = WeightQuantizer(recipe(activation=Activation(method="bnn")))
-    assert own.activation.method.name == "bnn" and own.method.name == "bnn++"
-    shared = WeightQuantizer(recipe(quantizer={"schedules": {"mu": {"start": 3.0, "end": 9.0}}}))
-    shared.move_to(0.5)
-    assert float(shared.activation.values["mu"]) == float(shared.values["mu"]) == 6.0
-    shared.hard = True
-    assert shared.activation.hard and WeightQuantizer(recipe("bw")).activation is None
+    weights, activations = quantizers(recipe(activation=Activation(method="bnn")))
+    assert activations.method.name == "bnn" and weights.method.name == "bnn++"
+    schedules = {"mu": {"start": 3.0, "end": 9.0}}
+    for quantizer in quantizers(recipe(quantizer={"schedules": schedules})):
+        quantizer.enter(Phase.at(0.5))
+        assert float(quantizer.values["mu"]) == 6.0 and quantizer.mode == "soft"
+    assert quantizers(recipe("bw"))[1] is None
 
 
 # --- calibration -------------------------------------------------------------------------------------------
@@ -297,28 +307,32 @@ def test_activations_may_have_a_method_of_their_own_and_follow_the_weights_other
 def test_calibration_finds_means_magnitudes_and_one_sided_inputs():
     net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5), nn.GELU(), nn.Linear(5, 3)).eval()
     images = [draw(64, 6, seed=i) for i in range(2)]
-    stats = calibrate(net, ["0", "2", "4"], images, recipe())
+    stats = calibrate(net, ["0", "2", "4"], images, binary_inputs(recipe()))
     hidden = torch.relu(net[0](torch.cat(images))).detach()
-    torch.testing.assert_close(stats["2"][0].mean, hidden.mean(0))
-    torch.testing.assert_close(stats["2"][0].magnitude, (hidden - hidden.mean(0)).abs().mean())
-    assert stats["2"][0].one_sided and not stats["0"][0].one_sided and not stats["2"][0].constant
+    torch.testing.assert_close(stats["2"].inputs[0].mean, hidden.mean(0))
+    torch.testing.assert_close(stats["2"].inputs[0].magnitude, (hidden - hidden.mean(0)).abs().mean())
+    assert (
+        stats["2"].inputs[0].one_sided
+        and not stats["0"].inputs[0].one_sided
+        and not stats["2"].inputs[0].constant
+    )
 
 
 def test_without_thresholds_an_input_that_is_never_negative_is_found_constant():
     net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5))
     bare = recipe(activation=Activation(threshold="none", scale="none"))
-    stats = calibrate(net, ["0", "2"], [draw(64, 6)], bare)
-    assert stats["2"][0].constant and not stats["0"][0].constant
+    stats = calibrate(net, ["0", "2"], [draw(64, 6)], binary_inputs(bare))
+    assert stats["2"].inputs[0].constant and not stats["0"].inputs[0].constant
 
 
 def test_bits_are_dropped_only_where_sums_overflow():
     net = nn.Sequential(nn.Linear(1000, 4), nn.Linear(4, 4))
     nn.init.constant_(net[0].weight, 1.0)  # sums of 1000 equal signs
     images = [draw(64, 1).expand(64, 1000).contiguous()]
-    stats = calibrate(net, ["0", "1"], images, recipe("bwaa"))
-    assert stats["0"][0].shift == 3 and stats["1"][0].shift == 0
-    fixed = calibrate(net, ["0"], images, recipe("bwaa", accumulator=Accumulator(shift=1)))
-    assert fixed["0"][0].shift == 1
+    stats = calibrate(net, ["0", "1"], images, binary_inputs(recipe("bwaa")))
+    assert stats["0"].rule.shift == 3 and stats["1"].rule.shift == 0
+    fixed = calibrate(net, ["0"], images, binary_inputs(recipe("bwaa", accumulator=Accumulator(shift=1))))
+    assert fixed["0"].rule.shift == 1
 
 
 # --- blocks ------------------------------------------------------------------------------------------------
@@ -380,30 +394,23 @@ def test_the_blocks_of_a_network_are_its_outermost_repeated_parts():
 
 
 def trained_network(model: str, rule: Recipe):
-    """A network with binary inputs whose thresholds have moved away from where they began.
-
-    Returns it with its quantizer and what the calibration found.
-    """
+    """Return a binary network whose parameters have moved away from where they began."""
     torch.manual_seed(0)
     found = load(resolve(model), pretrained=True)
-    net = rewrite_architecture(found.net, rule.task, rule.activation.blocks, rule.activation.attention)
-    example = torch.zeros(2, 1, 8, 8)
-    table = select(net, rule.layers, list(count_macs(net, example)), ["head" if "vit" in model else "linear"])
-    quantizer = WeightQuantizer(rule)
-    names = [row.name for row in table if row.binary]
-    stats = calibrate(net, names, [torch.rand(32, 1, 8, 8)], rule)
-    binarize(net, table, quantizer)
-    binarize_inputs(net, stats, quantizer, rule)
+    head = "head" if "vit" in model else "linear"
+    net, table = rewrite_and_choose(found.net, torch.zeros(2, 1, 8, 8), rule, [head])
+    binary = make_binary(net, table, rule, [torch.rand(32, 1, 8, 8)])
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(0.01 * torch.randn_like(parameter))
-    return net.eval(), quantizer, stats
+    net.eval()
+    return binary
 
 
-def check_hard_and_integers(net: nn.Module, quantizer: WeightQuantizer) -> None:
+def check_hard_and_integers(binary: BinaryNetwork) -> None:
     """The hard network computes what the latent one does, and with integers the same to the bit."""
-    x = torch.rand(4, 1, 8, 8)
-    quantizer.hard = True
+    x, net = torch.rand(4, 1, 8, 8), binary.net
+    binary.harden()
     trained = net(x).detach()
     fixed = harden(copy.deepcopy(net), torch.float32)
     torch.testing.assert_close(fixed(x), trained, rtol=1e-4, atol=1e-4)
@@ -418,8 +425,7 @@ def check_hard_and_integers(net: nn.Module, quantizer: WeightQuantizer) -> None:
 @pytest.mark.parametrize("task", ["bwa", "bwaa"])
 @pytest.mark.parametrize("model", ["digits_vit", "digits_resnet"])
 def test_the_hard_network_computes_what_training_did_and_integers_give_the_same_sums(model, task):
-    net, quantizer, _ = trained_network(model, recipe(task))
-    check_hard_and_integers(net, quantizer)
+    check_hard_and_integers(trained_network(model, recipe(task)))
 
 
 def test_macs_are_counted_for_one_image():
@@ -430,13 +436,12 @@ def test_macs_are_counted_for_one_image():
 def test_padding_is_a_third_value_or_a_chosen_sign():
     outputs = {}
     for value in (-1, 0, 1):
-        quantizer = WeightQuantizer(recipe())
-        quantizer.hard = True
+        weights, activations = quantizers(recipe())
         conv = nn.Conv2d(1, 1, 3, padding=1, bias=False)
         nn.init.ones_(conv.weight)
-        layer = BinaryConv2d(conv, LatentWeight(conv.weight, quantizer))
-        layer.input = LatentInput(quantizer.activation, (1,), None, torch.tensor(1.0))
-        layer.accumulator, layer.pad_value = FloatAccumulator(), value
+        signs = LatentInput(activations, (1,), None, torch.tensor(1.0))
+        layer = BinaryConv2d(conv, LatentWeight(conv.weight, weights), signs, FloatAccumulator(), value)
+        set_phase(layer, Phase.at(0.0, "hard"))
         outputs[value] = float(layer(torch.ones(1, 1, 4, 4))[0, 0, 0, 0].detach())
     assert outputs == {-1: 4 - 5, 0: 4, 1: 9}
 
@@ -453,16 +458,18 @@ def test_wrong_activation_sections_are_refused(rule):
         recipe(activation=rule)
 
 
-def test_activations_first_keeps_float_weights_and_settles():
-    quantizer = WeightQuantizer(recipe(train=Train(activation_epochs=1)))
-    latent = LatentWeight(draw(4, 9), quantizer)
-    quantizer.idle = True
-    quantizer.hard = True
+def test_activations_first_keeps_float_weights_and_then_the_inputs_stay_at_the_end_of_their_schedule():
+    weights, activations = quantizers(recipe())
+    latent = LatentWeight(draw(4, 9), weights)
+    first = PhasePlan("activations", steps=10, harden=0.5)
+    assert first.at(9).inputs.mode == "hard" and first.at(9).weights.mode == "float"
+    weights.enter(first.at(9))
     units, alpha = latent.signs_and_scale()
     torch.testing.assert_close(units * alpha[:, None], latent.latent)
-    quantizer.activation.settled = True
-    quantizer.move_to(0.0)
-    assert float(quantizer.activation.values["mu"]) == 150 and float(quantizer.values["mu"]) == 5
+    second = PhasePlan("binary", steps=10, harden=0.5, inputs_frozen=True).start()
+    for quantizer in (weights, activations):
+        quantizer.enter(second)
+    assert float(activations.values["mu"]) == 150 and float(weights.values["mu"]) == 5
 
 
 # --- the command line --------------------------------------------------------------------------------------
@@ -507,4 +514,8 @@ def test_the_bare_form_warns_of_layers_that_see_a_constant(bnnpp, tiny, tmp_path
         "binarize", "digits_resnet", *words, *bare, "--set", "activation.blocks=keep", "-o", tmp_path / "run"
     )
     said = next(line for line in outcome.err.splitlines() if "see a constant" in line)
-    assert "of 12 layers" in said and "layer1.0.conv2" in said and said.count("activation.threshold") == 1
+    assert (
+        "12 layers see a constant" in said
+        and "layer1.0.conv2" in said
+        and said.count("activation.threshold") == 1
+    )

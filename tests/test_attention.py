@@ -20,12 +20,14 @@ from test_activations import (
 from torch import nn
 from torchvision.models.vision_transformer import EncoderBlock
 
-from binarize_cli.binarize.accumulator import Rule
+from binarize_cli.binarize.accumulator import AccumulatorRule
 from binarize_cli.binarize.activations import LatentInput, SignInput
 from binarize_cli.binarize.attention import UnfusedAttention, unfuse_attention, use_linear_projections
+from binarize_cli.binarize.calibrate import calibrate
 from binarize_cli.binarize.convert import binary_matmuls
 from binarize_cli.binarize.float_accumulator import FloatAccumulator
 from binarize_cli.binarize.matmuls import BinaryAVMatmul, BinaryQKMatmul
+from binarize_cli.binarize.prepare import binary_inputs, make_binary, rewrite_and_choose
 from binarize_cli.binarize.select import count_macs
 from binarize_cli.errors import InputError
 from binarize_cli.models.load import load
@@ -87,7 +89,7 @@ def test_sums_of_pairs_are_the_references(rule, length):
     left, right = signs(2, 3, 5, length), signs(2, 3, 4, length, seed=1)
     left[1, 2], right[0, 0] = adversarial(5, length), adversarial(4, length)
     for sums in (FloatAccumulator(rule), IntegerAccumulator(rule)):
-        found = sums.pairs(left, right)
+        found = sums.matmul(left, right)
         assert found.shape == (2, 3, 5, 4)
         for n in range(2):
             for head in range(3):
@@ -97,20 +99,20 @@ def test_sums_of_pairs_are_the_references(rule, length):
 
 def test_chunks_of_pairs_do_not_change_the_sums(monkeypatch):
     left, right = signs(4, 3, 7, 200), signs(4, 3, 6, 200, seed=1)
-    whole = FloatAccumulator(Rule("saturate")).pairs(left, right)
+    whole = FloatAccumulator(AccumulatorRule("saturate")).matmul(left, right)
     monkeypatch.setattr("binarize_cli.binarize.tiles.CHUNK", 50)
-    assert torch.equal(FloatAccumulator(Rule("saturate")).pairs(left, right), whole)
+    assert torch.equal(FloatAccumulator(AccumulatorRule("saturate")).matmul(left, right), whole)
 
 
 def test_gradients_of_pairs_go_straight_through_where_nothing_overflowed():
     left, right = torch.ones(1, 1, 2, 300), torch.ones(1, 1, 3, 300)
     left[..., 1, ::2] = -1
     left.requires_grad_()
-    sums = FloatAccumulator(Rule("saturate"))
-    sums.pairs(left, right).sum().backward()
+    sums = FloatAccumulator(AccumulatorRule("saturate"))
+    sums.matmul(left, right).sum().backward()
     assert left.grad[0, 0, 0].eq(0).all() and left.grad[0, 0, 1].eq(3).all()
     with torch.no_grad():
-        sums.pairs(left, right)
+        sums.matmul(left, right)
     assert sums.overflowed == 0.5
 
 
@@ -154,33 +156,38 @@ def test_bare_factors_are_signs_alone():
 
 
 def test_calibration_finds_probabilities_one_sided_and_queries_not():
-    net, _, stats = trained_network("digits_vit", recipe())
-    scores, mix = stats["blocks.0.attn.matmuls.qk"], stats["blocks.0.attn.matmuls.av"]
+    found = load(resolve("digits_vit"), pretrained=True)
+    net, table = rewrite_and_choose(found.net, torch.zeros(2, 1, 8, 8), recipe(), ["head"])
+    names = [row.name for row in table if row.binary]
+    stats = calibrate(net, names, [torch.rand(32, 1, 8, 8)], binary_inputs(recipe()))
+    scores, mix = (stats[f"blocks.0.attn.matmuls.{part}"].inputs for part in ("qk", "av"))
     assert [found.one_sided for found in (*scores, *mix)] == [False, False, True, False]
     torch.testing.assert_close(mix[0].mean, torch.full((4,), 1 / 16))  # a row of 16 sums to 1
     assert len(scores[0].mean) == 64 and not any(found.constant for found in (*scores, *mix))
-    assert [name for name, _ in binary_matmuls(net)] == [
+    made = make_binary(net, table, recipe(), [torch.rand(32, 1, 8, 8)])
+    assert [name for name, _ in binary_matmuls(made.net)] == [
         f"blocks.{i}.attn.matmuls.{part}" for i in range(4) for part in ("qk", "av")
     ]
 
 
 def test_every_factor_gets_a_gradient():
-    net, quantizer, _ = trained_network("digits_vit", recipe())
-    quantizer.hard = True
+    binary = trained_network("digits_vit", recipe())
+    binary.harden()
+    net = binary.net
     net(torch.rand(4, 1, 8, 8)).square().sum().backward()
     for _, matmul in binary_matmuls(net):
         for side in (matmul.left, matmul.right):
             assert isinstance(side, LatentInput) and side.scale.grad.abs() > 0
             if side is not matmul.right or isinstance(matmul, BinaryAVMatmul):
                 assert side.threshold.grad.abs().sum() > 0
-    assert net.blocks[0].attn.qkv.weight.latent.grad.abs().sum() > 0
+    assert net.blocks[0].attn.qkv.source.latent.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("task", ["bwa", "bwaa"])
 def test_the_hard_network_computes_what_training_did_and_integers_give_the_same_sums(task):
-    net, quantizer, _ = trained_network("digits_vit", recipe(task))
-    assert len(list(binary_matmuls(net))) == 8
-    check_hard_and_integers(net, quantizer)
+    binary = trained_network("digits_vit", recipe(task))
+    assert len(list(binary_matmuls(binary.net))) == 8
+    check_hard_and_integers(binary)
 
 
 # --- the command line --------------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from binarize_cli.bench.training import PARTS
+from binarize_cli.device import compiled
 from binarize_cli.training.optimizer import make_optimizer
-from binarize_cli.training.precision import compiled
 
 
 def test_a_training_step_is_measured_beside_that_of_the_float_model(bnnpp, empty):
@@ -68,16 +68,16 @@ def test_a_compiled_network_is_one_graph_while_parameters_move_and_one_more_when
     from torch._dynamo.testing import CompileCounter
 
     fine_tuning = make_trainer(tmp_path, method, model, task=task)
-    net, quantizer = fine_tuning.net, fine_tuning.quantizer
+    net, binary = fine_tuning.net, fine_tuning.binary
     counter, whole = CompileCounter(), torch.compile
     monkeypatch.setattr(torch, "compile", lambda net: whole(net, backend=counter, fullgraph=True))
     fast = compiled(net)
     images = torch.randn(2, *next(iter(fine_tuning.batches.epoch(0)))[0].shape[1:])
     for progress in (0.0, 0.3, 1.0):
-        quantizer.move_to(progress)
+        binary.move_to(progress)
         torch.testing.assert_close(fast(images), net(images))
     assert counter.frame_count == 1
-    quantizer.hard = True
+    binary.harden()
     for _ in range(2):
         torch.testing.assert_close(fast(images), net(images))
     assert counter.frame_count == 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,8 +17,10 @@ from torch import nn
 from torchvision.models.vision_transformer import EncoderBlock
 
 from binarize_cli.binarize.attention import LinearProjAttention, use_linear_projections
-from binarize_cli.binarize.convert import binarize, binary_weights, harden, rounded
+from binarize_cli.binarize.convert import binary_weights, harden, rounded, to_latents
 from binarize_cli.binarize.layers import BinaryConv2d, BinaryLinear, kind
+from binarize_cli.binarize.phase import Moment, Phase, set_phase
+from binarize_cli.binarize.prepare import quantizers
 from binarize_cli.binarize.quantizer import WeightQuantizer
 from binarize_cli.binarize.select import OTHER, all_float, count_macs, select
 from binarize_cli.binarize.weights import LatentWeight, computed_once
@@ -35,8 +36,8 @@ def seed():
 
 
 def quantizer(method: str = "bnn++", progress: float = 0.0, **rules) -> WeightQuantizer:
-    made = WeightQuantizer(Recipe.model_validate({"method": method, "quantizer": rules}))
-    made.move_to(progress)
+    made, _ = quantizers(Recipe.model_validate({"method": method, "quantizer": rules}))
+    made.move_to(Moment(progress))
     return made
 
 
@@ -193,7 +194,7 @@ def test_kinds_have_words_before_and_after(module, word):
     assert kind(module) == word
     if isinstance(module, nn.Linear | nn.Conv2d):
         net = nn.Sequential(module)
-        binarize(net, [SimpleNamespace(name="0", binary=True)], quantizer())
+        to_latents(net, ["0"], quantizer())
         assert type(net[0]) in (BinaryLinear, BinaryConv2d) and kind(net[0]) == word
 
 
@@ -295,7 +296,7 @@ def test_a_binary_layer_is_its_float_twin_with_the_quantized_weights(layer, meth
     twin[0].weight.data = torch.from_numpy(
         reference_weight(net[0].weight.detach().numpy(), method, 0.05, "channel", None)
     ).float()
-    binarize(net, [SimpleNamespace(name="0", binary=True)], quantizer(method, 0.05))
+    to_latents(net, ["0"], quantizer(method, 0.05))
     torch.testing.assert_close(net(x), twin(x), rtol=1e-5, atol=1e-5)
 
 
@@ -330,10 +331,9 @@ def test_hard_weights_are_the_signs_times_their_mean_magnitude():
     q = quantizer("bnn++", 0.3)
     latent = LatentWeight(w, q)
     soft = latent().detach()
-    with q.hardened():
-        np.testing.assert_allclose(latent().detach().numpy(), expected, rtol=1e-6)
-        with q.hardened(False):
-            assert torch.equal(latent(), soft)
+    q.move_to(Moment(0.3, "hard"))
+    np.testing.assert_allclose(latent().detach().numpy(), expected, rtol=1e-6)
+    q.move_to(q.moment.softened())
     assert torch.equal(latent(), soft) and (soft.abs() - soft.abs().mean()).abs().max() > 0.1
     np.testing.assert_allclose(latent.hard_scale(), np.abs(w.numpy()).mean((1, 2, 3)), rtol=1e-6)
     assert torch.equal(latent.signs(), torch.where(w < 0, -1.0, 1.0))
@@ -347,8 +347,8 @@ def test_hard_scales_follow_their_rule():
     learned = LatentWeight(w, quantizer(scale="learned"))
     learned.learned_scale.data = torch.tensor([[1.0], [2.0], [-3.0]])
     assert learned.hard_scale().tolist() == [1, 2, -3]
-    with learned.quantizer.hardened():
-        torch.testing.assert_close(learned().abs().mean(1), torch.tensor([1.0, 2.0, 3.0]))
+    learned.quantizer.move_to(Moment(0.0, "hard"))
+    torch.testing.assert_close(learned().abs().mean(1), torch.tensor([1.0, 2.0, 3.0]))
 
 
 @pytest.mark.parametrize(("scale", "owned"), [("learned", 2), ("channel", 1), ("layer", 1), ("none", 1)])
@@ -377,46 +377,49 @@ def test_where_F_is_linear_the_soft_network_is_the_float_one():
     x = torch.randn(4, 1, 8, 8)
     before = net(x)
     rows = select(net, Layers(), list(count_macs(net, x)), head_names(net))
-    binarize(net, rows, quantizer(schedules={"mu": 1e-3}))
+    to_latents(net, [row.name for row in rows if row.binary], quantizer(schedules={"mu": 1e-3}))
     assert len(list(binary_weights(net))) == 16
     torch.testing.assert_close(net(x), before, rtol=0, atol=1e-4)
-    with next(binary_weights(net))[1].quantizer.hardened():
-        assert (net(x) - before).abs().max() > 1e-2
+    set_phase(net, Phase.at(0.0, "hard"))
+    assert (net(x) - before).abs().max() > 1e-2
 
 
 def test_parameters_move_in_place_in_0d_tensors():
     q = quantizer("bnn++")
     tensor = q.values["mu"]
-    q.move_to(0.5)
+    q.move_to(Moment(0.5))
     assert tensor is q.values["mu"] and tensor.shape == () and tensor.item() == 77.5
 
 
-def test_a_copy_of_the_network_shares_the_quantizer():
+def test_the_layers_of_a_network_share_a_quantizer_and_a_copy_has_one_of_its_own():
     net = Net()
-    binarize(net, list(table(net).values()), quantizer())
+    to_latents(net, binary(table(net)), quantizer())
     twin = copy.deepcopy(net)
-    assert twin.mix.weight.quantizer is net.mix.weight.quantizer is net.block[0].weight.quantizer
-    assert twin.mix.weight.latent is not net.mix.weight.latent
+    assert net.mix.source.quantizer is net.block[0].source.quantizer
+    assert twin.mix.source.quantizer is twin.block[0].source.quantizer is not net.mix.source.quantizer
+    set_phase(twin, Phase.at(1.0))
+    assert float(twin.mix.source.quantizer.values["mu"]) == 150
+    assert float(net.mix.source.quantizer.values["mu"]) == 5
+    assert twin.mix.source.latent is not net.mix.source.latent
 
 
 def test_weights_computed_once_are_those_of_each_call_and_are_forgotten_afterwards():
-    quantizer = WeightQuantizer(Recipe(method="bnn++"))
-    parts = [nn.Linear(6, 6), nn.Linear(6, 3)]
-    net = nn.Sequential(*(BinaryLinear(part, LatentWeight(part.weight, quantizer)) for part in parts))
+    made, parts = quantizer("bnn++"), [nn.Linear(6, 6), nn.Linear(6, 3)]
+    net = nn.Sequential(*(BinaryLinear(part, LatentWeight(part.weight, made)) for part in parts))
     x = torch.randn(4, 6)
-    with quantizer.hardened():
-        expected = net(x)
-        with computed_once(net):
-            assert torch.equal(net(x), expected)
+    made.move_to(Moment(0.0, "hard"))
+    expected = net(x)
+    with computed_once(net):
+        assert torch.equal(net(x), expected)
     net(x).sum().backward()
-    assert all(layer.weight.latent.grad.abs().sum() > 0 for layer in net)
+    assert all(layer.source.latent.grad.abs().sum() > 0 for layer in net)
 
 
 def test_a_layer_keeps_its_bias_and_the_rest_of_the_network_its_identity():
     net = Net()
     bias, stem, float_weight = net.mix.bias, net.stem, net.mix.weight.detach().clone()
-    binarize(net, list(table(net).values()), quantizer())
-    assert net.mix.bias is bias and net.stem is stem and torch.equal(net.mix.weight.latent, float_weight)
+    to_latents(net, binary(table(net)), quantizer())
+    assert net.mix.bias is bias and net.stem is stem and torch.equal(net.mix.source.latent, float_weight)
     assert [name for name, _ in binary_weights(net)] == ["block.0", "mix"]
 
 
@@ -427,22 +430,22 @@ def test_a_layer_keeps_its_bias_and_the_rest_of_the_network_its_identity():
 def test_harden_computes_exactly_what_the_hard_network_did(scale):
     net = Net().eval()
     q = quantizer(scale=scale)
-    binarize(net, list(table(net).values()), q)
-    q.hard = True
+    to_latents(net, binary(table(net)), q)
+    q.move_to(Moment(0.0, "hard"))
     before = net(IMAGES)
     harden(net, torch.float32)
     assert torch.equal(net(IMAGES), before)
-    assert net.mix.weight.signs.dtype == torch.int8 and not net.mix.weight.state_dict()
+    assert net.mix.source.signs.dtype == torch.int8 and not net.mix.source.state_dict()
 
 
 def test_harden_rounds_everything_to_what_the_file_holds():
     net = Net().eval()
     net.shift.data.fill_(1e-8)  # float16 would make it 0
     net.block[1].running_var.fill_(1e6)  # and this inf
-    binarize(net, list(table(net).values()), quantizer())
+    to_latents(net, binary(table(net)), quantizer())
     harden(net, torch.float16)
     whole = {"shift", "block.1.running_var"}
-    for name, tensor in (*net.state_dict().items(), ("scale", net.mix.weight.scale)):
+    for name, tensor in (*net.state_dict().items(), ("scale", net.mix.source.scale)):
         assert torch.equal(tensor.half().to(tensor.dtype), tensor) == (name not in whole)
     assert (net.shift == 1e-8).all() and (net.block[1].running_var == 1e6).all()
     assert net.stem.weight.dtype == torch.float32

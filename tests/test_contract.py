@@ -45,7 +45,7 @@ def test_the_hard_network_is_plus_and_minus_alpha(method, model, make_trainer, t
     two_steps = make_trainer(tmp_path, method, model, images=16)
     if METHODS[method].trains:
         two_steps.run()
-    two_steps.quantizer.hard = True
+    two_steps.binary.harden()
     latents = {name: weight.latent.detach().clone() for name, weight in binary_weights(two_steps.net)}
     net = harden(two_steps.net, torch.float16)
     shipped = {name: weight() for name, weight in binary_weights(net)}

@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "binarize_cli"
 
-JOURNEY = ("models", "data", "binarize", "training", "packed", "evaluation", "report")
-ABOVE = ("plan", "pipeline", "bench", "cli", "__main__")  # each imports those before it too
+JOURNEY = ("device", "models", "job", "data", "binarize", "evaluation", "training", "packed", "report")
+ABOVE = ("setup", "pipeline", "bench", "cli", "__main__")  # each imports those before it too
 GROUND = (
     "",
     "quantizers",

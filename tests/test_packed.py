@@ -21,22 +21,20 @@ from safetensors.numpy import load_file, save
 from safetensors.torch import save_file
 from torchvision.models import VisionTransformer
 
-from binarize_cli.binarize.attention import use_linear_projections
-from binarize_cli.binarize.convert import binarize, binary_weights, harden
-from binarize_cli.binarize.quantizer import WeightQuantizer
-from binarize_cli.binarize.select import count_macs, select
+from binarize_cli.binarize.convert import binary_weights, harden
+from binarize_cli.binarize.prepare import make_binary, rewrite_and_choose
+from binarize_cli.device import place
 from binarize_cli.errors import BnnppError, InputError
 from binarize_cli.files import atomic, write_text
 from binarize_cli.models.build import build
 from binarize_cli.models.heads import head_names
-from binarize_cli.packed.agreement import compare
+from binarize_cli.packed.agreement import compare_logits
 from binarize_cli.packed.bits import pack, unpack
 from binarize_cli.packed.contents import contents
 from binarize_cli.packed.export import narrowest, packed_tensors
 from binarize_cli.packed.format import PackedFile, read, write
 from binarize_cli.packed.runtime import rebuild
 from binarize_cli.recipe import Recipe
-from binarize_cli.training.precision import place
 
 # --- bits ------------------------------------------------------------------------------------------------
 
@@ -271,8 +269,8 @@ def a_float_network(name: str) -> torch.nn.Module:
 def hard_network(net: torch.nn.Module, example: torch.Tensor, dtype=torch.float16, **rules):
     """The network as it ships, and its table of layers."""
     recipe = Recipe.model_validate(rules)
-    rows = select(use_linear_projections(net), recipe.layers, list(count_macs(net, example)), head_names(net))
-    binarize(net, rows, WeightQuantizer(recipe))
+    net, rows = rewrite_and_choose(net, example, recipe, head_names(net))
+    make_binary(net, rows, recipe)
     return place(harden(net, dtype), CPU), rows
 
 
@@ -292,7 +290,7 @@ def test_the_rebuilt_network_computes_the_hard_networks_logits_to_the_bit(shippe
     loaded = place(rebuild(file), CPU)
     assert not loaded.training and torch.equal(loaded(IMAGES), hard(IMAGES))
     assert not torch.allclose(loaded(IMAGES), net(IMAGES), atol=1e-3)
-    found = compare(hard, loaded, IMAGES)
+    found = compare_logits(hard, loaded, IMAGES)
     assert (found.images, found.largest_difference, found.equal) == (5, 0, True)
 
 
@@ -465,7 +463,7 @@ def test_a_file_that_computes_something_else_is_an_error(shipped):
     flipped = binary_name(file) + "_bits"
     other = rebuild(damaged(file, **{flipped: file.tensors[flipped] ^ 1}))
     with pytest.raises(BnnppError, match="logits differ from the hard network's by up to") as caught:
-        compare(hard, other, IMAGES)
+        compare_logits(hard, other, IMAGES)
     assert not isinstance(caught.value, InputError), "it is our failure, not the user's"
 
 
@@ -480,7 +478,7 @@ class Shifted(torch.nn.Module):
 
 def test_agreement_allows_for_rounding_alone():
     images = torch.tensor([[1.0, -4.0]])
-    found = compare(Shifted(0), Shifted(1e-5), images)
+    found = compare_logits(Shifted(0), Shifted(1e-5), images)
     assert found.to_json() == {
         "images": 1,
         "largest_difference": pytest.approx(1e-5, abs=3e-7),
@@ -488,4 +486,4 @@ def test_agreement_allows_for_rounding_alone():
     }
     for by in (1e-3, float("nan"), float("inf")):
         with pytest.raises(BnnppError, match="logits differ"):
-            compare(Shifted(0), Shifted(by), images)
+            compare_logits(Shifted(0), Shifted(by), images)

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from binarize_cli.binarize.phase import Moment
+from binarize_cli.binarize.prepare import quantizers
 from binarize_cli.binarize.quantizer import WeightQuantizer
 from binarize_cli.binarize.weights import LatentWeight
 from binarize_cli.errors import InputError
@@ -112,7 +114,7 @@ def test_any_map_and_transform_compose_into_a_certified_method(map_name, transfo
 
 
 def test_a_recipe_names_the_parts_and_unknown_or_foreign_ones_are_refused():
-    quantizer = WeightQuantizer(Recipe(method="pc++", quantizer=Quantizer(map="parq", transform="erf")))
+    quantizer, _ = quantizers(Recipe(method="pc++", quantizer=Quantizer(map="parq", transform="erf")))
     assert set(quantizer.values) == {"s", "k"}
     with pytest.raises(InputError, match="no proximal map is named 'parc'") as caught:
         with_parts(METHODS["pc++"], "parc", None)
@@ -173,7 +175,7 @@ RATE, STEPS = 0.3, 10
 
 def literal(name: str, **more) -> WeightQuantizer:
     """The literal paper form: alpha = 1, n = 1."""
-    return WeightQuantizer(Recipe(method=name, quantizer=Quantizer(scale="none", normalize="none", **more)))
+    return quantizers(Recipe(method=name, quantizer=Quantizer(scale="none", normalize="none", **more)))[0]
 
 
 def train(quantizer: WeightQuantizer) -> tuple[np.ndarray, np.ndarray]:
@@ -183,10 +185,10 @@ def train(quantizer: WeightQuantizer) -> tuple[np.ndarray, np.ndarray]:
     optimizer = torch.optim.SGD([weight.latent], lr=RATE)
     trace = []
     for step in range(STEPS):
-        quantizer.move_to(step / (STEPS - 1))
+        quantizer.move_to(Moment(step / (STEPS - 1)))
         optimizer.zero_grad()
         (weight() - torch.tensor(TARGET[:, None])).square().sum().div(2).backward()
-        with update_rule(weight, quantizer):
+        with update_rule(weight):
             optimizer.step()
         trace.append(weight.latent.detach().flatten().numpy().copy())
     return np.array(trace)
@@ -239,14 +241,14 @@ def test_with_the_identity_map_training_is_that_of_the_reparametrised_network():
 @pytest.mark.parametrize("name", ["pq", "rpc"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_a_map_keeps_the_magnitude_and_ends_in_signs_in_every_layout(name, layout):
-    quantizer = WeightQuantizer(Recipe(method=name))
+    quantizer, _ = quantizers(Recipe(method=name))
     latent = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0)).to(memory_format=layout)
     before = latent.clone(memory_format=torch.preserve_format)
-    quantizer.move_to(0.0)
+    quantizer.move_to(Moment(0.0))
     quantizer.map_(latent)
     assert not torch.equal(latent, before) and latent.stride() == before.stride()
     torch.testing.assert_close(latent.abs().mean((1, 2, 3)), before.abs().mean((1, 2, 3)))
-    quantizer.move_to(1.0)
+    quantizer.move_to(Moment(1.0))
     quantizer.map_(latent)
     alpha = before.abs().mean((1, 2, 3), keepdim=True)
     torch.testing.assert_close(latent, alpha * torch.where(before >= 0, 1.0, -1.0))
@@ -258,12 +260,12 @@ def test_the_maps_work_around_any_optimizer(name, optimizer):
     from timm.optim import create_optimizer_v2
 
     quantizer = literal(name)
-    net = nn.Sequential()
+    net = nn.Module()
     net.weight = LatentWeight(torch.tensor(START[:, None]), quantizer)
-    quantizer.move_to(1.0)
+    quantizer.move_to(Moment(1.0))
     steps = create_optimizer_v2(net, opt=optimizer, lr=1e-3, weight_decay=0.0)
     net.weight().square().sum().backward()
-    with update_rule(net, quantizer):
+    with update_rule(net):
         steps.step()
     found = net.weight.latent.detach().abs()
     if name == "pq":

@@ -17,14 +17,15 @@ import torch
 from torch import nn
 
 from binarize_cli import ranks
+from binarize_cli.binarize.batchnorm import reestimate
 from binarize_cli.data.digits import open_digits
 from binarize_cli.data.loaders import Batches, ScoreBatches, Transform, _part
+from binarize_cli.device import find_device
 from binarize_cli.errors import InputError, Interrupted
 from binarize_cli.evaluation import measure
 from binarize_cli.ranks import RankInfo, find_rank_info, first_host
 from binarize_cli.training import state
-from binarize_cli.training.batchnorm import reestimate, synchronise
-from binarize_cli.training.precision import find_device
+from binarize_cli.training.parallel import synchronise
 
 CPU = torch.device("cpu")
 
@@ -362,7 +363,7 @@ def test_a_signal_to_any_rank_stops_all_and_the_first_saves(guilty, make_trainer
 
     def stopped(number: int):
         fine_tuning = make_trainer(tmp_path / "stopped", **setting)
-        rule, count = fine_tuning.objective, [0]
+        rule, count = fine_tuning.step.objective, [0]
 
         def objective(*args):
             count[0] += 1
@@ -371,7 +372,7 @@ def test_a_signal_to_any_rank_stops_all_and_the_first_saves(guilty, make_trainer
                 signal.raise_signal(signal.SIGUSR1)
             return rule(*args)
 
-        fine_tuning.objective = objective
+        fine_tuning.step.objective = objective
         try:
             fine_tuning.run()
         except Interrupted as left:
@@ -380,7 +381,7 @@ def test_a_signal_to_any_rank_stops_all_and_the_first_saves(guilty, make_trainer
 
     told = values(on_ranks(2, stopped))
     assert told[0] == told[1] and "after step 3" in told[0][0] and told[0][1] == 75
-    assert [path.name for path in state.kept(tmp_path / "stopped")] == [
+    assert [path.name for path in state.saved_states(tmp_path / "stopped")] == [
         "step-00000003.state",
         "step-00000002.state",
     ]
@@ -398,8 +399,8 @@ def test_a_signal_to_any_rank_stops_all_and_the_first_saves(guilty, make_trainer
 def test_divergence_on_one_rank_is_divergence_on_all_told_by_the_first(make_trainer, on_ranks, tmp_path):
     def diverging(number: int):
         fine_tuning = make_trainer(tmp_path / "run", model="digits_vit", method="bnn++")
-        rule = fine_tuning.objective
-        fine_tuning.objective = lambda *args: rule(*args) * (torch.nan if number else 1)
+        rule = fine_tuning.step.objective
+        fine_tuning.step.objective = lambda *args: rule(*args) * (torch.nan if number else 1)
         fine_tuning.run()
 
     first, second = on_ranks(2, diverging)
@@ -413,7 +414,7 @@ def test_a_rank_that_dies_ends_the_others_in_seconds_with_one_message(
 ):
     def dying(number: int):
         fine_tuning = make_trainer(tmp_path / "run", model="digits_vit", batch_size=9, images=27)
-        rule = fine_tuning.objective
+        rule = fine_tuning.step.objective
 
         def objective(*args):
             if number == guilty:
@@ -421,7 +422,7 @@ def test_a_rank_that_dies_ends_the_others_in_seconds_with_one_message(
                 os.kill(os.getpid(), signal.SIGKILL)
             return rule(*args)
 
-        fine_tuning.objective = objective
+        fine_tuning.step.objective = objective
         fine_tuning.run()
 
     ended = on_ranks(3, dying)

@@ -15,7 +15,7 @@ from binarize_cli.report.confusion import dense, pairs, sparse
 from binarize_cli.report.curves import sample
 from binarize_cli.report.fold import fold, folded_name, reason
 from binarize_cli.report.html import render
-from binarize_cli.report.panels import parameters, row_labels
+from binarize_cli.report.panels import row_labels
 from binarize_cli.report.plots import quantizer_curves
 from binarize_cli.report.results import as_json
 from binarize_cli.report.tables import accuracy_table, layers_table, size, size_sentence, worst_table
@@ -40,7 +40,8 @@ def epoch(number: int, stage: str = "binary") -> dict:
         "hard_top1": 10 + 84 * rise,
         "hard_loss": 2.6 - 2.3 * rise,
         "lr": 5e-4,
-        "parameters": "mu=30",
+        "parameters": {"mu": 30.0},
+        "hard": False,
         "flip_ratio": 0.08 * (1 - rise) if number else None,
         "seconds": 1.4,
         "images_per_second": 950.0,
@@ -354,8 +355,3 @@ def test_labels_of_many_rows_are_those_of_their_blocks():
     assert row_labels(["a", "b"]) == [("a", 1), ("b", 1)]
     many = row_labels([f"layer{i}" for i in range(500)])
     assert len(many) <= 26 and sum(count for _, count in many) == 500
-
-
-def test_parameters_of_an_epoch():
-    assert parameters("mu=150 F=sign") == {"mu": 150}
-    assert parameters("") == {}

@@ -35,7 +35,7 @@ def written(folder: Path, steps: int) -> Path:
 def test_the_last_two_states_are_kept_and_the_newest_is_taken(tmp_path, capsys):
     assert state.load_newest(tmp_path / "none") is None
     paths = [written(tmp_path, steps) for steps in (9, 10, 200)]
-    assert state.kept(tmp_path) == [paths[2], paths[1]] and not paths[0].exists()
+    assert state.saved_states(tmp_path) == [paths[2], paths[1]] and not paths[0].exists()
     assert state.load_newest(tmp_path)["position"] == {"step": 200}
 
 
@@ -111,14 +111,14 @@ def test_a_disk_that_fills_up_ends_the_run_and_the_state_before_it_continues(
 
 def test_the_state_is_saved_every_so_many_minutes_too(make_trainer, tmp_path):
     fine_tuning = make_trainer(tmp_path, images=32)
-    fine_tuning.save_minutes = 0
-    seen, rule = [], fine_tuning.objective
+    fine_tuning.saving.minutes = 0
+    seen, rule = [], fine_tuning.step.objective
 
     def objective(*args):
-        seen.append([path.name for path in state.kept(tmp_path)])
+        seen.append([path.name for path in state.saved_states(tmp_path)])
         return rule(*args)
 
-    fine_tuning.objective = objective
+    fine_tuning.step.objective = objective
     fine_tuning.run()
     assert seen[0] == [] and seen[3] == ["step-00000003.state", "step-00000002.state"]
 
@@ -253,7 +253,7 @@ def test_resume_alone_means_always(words, bnnpp, empty):
 
 def test_inside_slurm_auto_is_the_default(bnnpp, empty, monkeypatch):
     asked = []
-    monkeypatch.setattr("binarize_cli.pipeline.run", lambda job, stop: asked.append(job) or exit(0))
+    monkeypatch.setattr("binarize_cli.pipeline.run_pipeline", lambda job, stop: asked.append(job) or exit(0))
     for env in ({}, {"SLURM_JOB_ID": "7"}, {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"}):
         with monkeypatch.context() as patch:
             for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"):

@@ -14,19 +14,19 @@ import pytest
 import torch
 from torch import nn
 
+from binarize_cli.binarize.batchnorm import reestimate, reestimate_if_better
 from binarize_cli.binarize.convert import binary_weights
 from binarize_cli.binarize.layers import BinaryLinear
-from binarize_cli.binarize.quantizer import WeightQuantizer
+from binarize_cli.binarize.prepare import quantizers
 from binarize_cli.binarize.weights import LatentWeight
+from binarize_cli.device import autocast_type, find_device
 from binarize_cli.errors import Diverged, InputError, Interrupted
 from binarize_cli.quantizers.functions import sign
 from binarize_cli.recipe import Distill, Recipe, Train
 from binarize_cli.training import state
-from binarize_cli.training.batchnorm import reestimate, reestimate_if_better
 from binarize_cli.training.flips import FlipCounter
 from binarize_cli.training.objective import Objective, distillation
 from binarize_cli.training.optimizer import check_optimizer, make_optimizer, make_scheduler
-from binarize_cli.training.precision import autocast_type, find_device
 from binarize_cli.training.stop import StopRequest
 from binarize_cli.training.teacher import LogitCache, Teacher
 
@@ -87,7 +87,7 @@ class Block(nn.Module):
 def test_the_distance_of_the_blocks_is_added_whatever_the_logits_weigh(weight):
     nets = [nn.Sequential(Block(), Block()) for _ in ("teacher", "student")]
     teacher, inputs, targets = Teacher(nets[0]), draw(6, 4), torch.arange(6) % 4
-    teacher.watch(nets[1])
+    teacher.observe_blocks(nets[1])
     with torch.no_grad():
         logits = nets[1](inputs)
         alone, both = (
@@ -231,38 +231,41 @@ def test_f_is_sign_in_the_last_share_and_the_schedule_is_through_just_before(
     harden, soft, make_trainer, tmp_path
 ):
     fine_tuning = make_trainer(tmp_path, images=32, epochs=5, harden=harden)
-    quantizer, rule, seen = fine_tuning.quantizer, fine_tuning.objective, []
+    quantizer, objective, seen = fine_tuning.binary.quantizer, fine_tuning.step.objective, []
     x = torch.linspace(-0.01, 0.01, 7)
 
     def spy(*args):
-        seen.append((quantizer.hard, float(quantizer.values["mu"]), torch.equal(quantizer.F(x), sign(x))))
-        return rule(*args)
+        seen.append(
+            (quantizer.mode == "hard", float(quantizer.values["mu"]), torch.equal(quantizer.F(x), sign(x)))
+        )
+        return objective(*args)
 
-    fine_tuning.objective = spy
+    fine_tuning.step.objective = spy
     rows = fine_tuning.run()
     hard, mu, is_sign = zip(*seen, strict=True)
     assert len(seen) == 20 and list(hard) == list(is_sign) == [False] * soft + [True] * (20 - soft)
     assert mu[0] == 5.0 and mu[soft - 1] == 150.0 and set(mu[soft:]) <= {150.0}
     steps = np.diff(mu[:soft])
     np.testing.assert_allclose(steps, steps[0], rtol=1e-4)
-    assert rows[0].parameters == "mu=5"
-    assert rows[-1].parameters == ("mu=150 F=sign" if harden else "mu=150")
+    assert (rows[0].parameters, rows[0].hard) == ({"mu": 5.0}, False)
+    assert (rows[-1].parameters, rows[-1].hard) == ({"mu": 150.0}, harden > 0)
 
 
 @pytest.mark.parametrize(("method", "fresh"), [("bnn++", True), ("pc", True), ("bc", False), ("bnn", False)])
 def test_hardening_starts_afresh_where_f_was_soft(method, fresh, make_trainer, tmp_path):
     """The pair is BinaryConnect's from then on, and the moments of the latents begin again."""
     fine_tuning = make_trainer(tmp_path, method, images=32, epochs=2, harden=0.5, warmup=0.0)
-    quantizer, rule, ages, slopes = fine_tuning.quantizer, fine_tuning.objective, [], []
+    quantizer, objective = fine_tuning.binary.quantizer, fine_tuning.step.objective
+    ages, slopes = [], []
     latent = next(weight.latent for _, weight in binary_weights(fine_tuning.net))
     x = torch.linspace(-9, 9, 7)
 
     def spy(*args):
-        ages.append(int(fine_tuning.optimizer.state[latent].get("step", 0)))
+        ages.append(int(fine_tuning.step.optimizer.state[latent].get("step", 0)))
         slopes.append(quantizer.B(x))
-        return rule(*args)
+        return objective(*args)
 
-    fine_tuning.objective = spy
+    fine_tuning.step.objective = spy
     fine_tuning.run()
     assert ages == [0, 1, 2, 3, *([0, 1, 2, 3] if fresh else [4, 5, 6, 7])]
     last = torch.full_like(x, quantizer.normalize) if fresh else quantizer.method.B(x, quantizer.values)
@@ -273,7 +276,7 @@ def test_hardening_starts_afresh_where_f_was_soft(method, fresh, make_trainer, t
 
 
 def a_binary_layer(latents: list[list[float]]) -> nn.Module:
-    quantizer = WeightQuantizer(Recipe(method="bc"))
+    quantizer, _ = quantizers(Recipe(method="bc"))
     weight = torch.tensor(latents)
     layer = nn.Linear(weight.shape[1], weight.shape[0])
     return nn.Sequential(BinaryLinear(layer, LatentWeight(weight, quantizer)))
@@ -282,7 +285,7 @@ def a_binary_layer(latents: list[list[float]]) -> nn.Module:
 def test_the_flip_ratio_counts_signs_since_the_last_look():
     net = a_binary_layer([[1.0, -1.0, 0.5, -0.5], [2.0, 2.0, -2.0, 0.0]])
     counter = FlipCounter(net)
-    latent = net[0].weight.latent
+    latent = net[0].source.latent
     assert counter.ratio() == 0
     with torch.no_grad():
         latent[0, 0], latent[1, 1], latent[1, 3] = -1.0, -0.1, -0.1  # the zero counts as +1
@@ -299,8 +302,8 @@ def test_the_average_of_the_weights_is_what_is_scored_and_kept(make_trainer, tmp
     raw, scored = [], []
 
     def score(net):
-        raw.append(fine_tuning.net.layer1[0].conv1.weight.latent.detach().clone())
-        scored.append(net.layer1[0].conv1.weight.latent.detach().clone())
+        raw.append(fine_tuning.net.layer1[0].conv1.source.latent.detach().clone())
+        scored.append(net.layer1[0].conv1.source.latent.detach().clone())
         return make_scored()
 
     fine_tuning = make_trainer(
@@ -313,7 +316,7 @@ def test_the_average_of_the_weights_is_what_is_scored_and_kept(make_trainer, tmp
         average = 0.9 * average + 0.1 * raw[number] if number else average
         torch.testing.assert_close(scored[number], average, rtol=0, atol=1e-7)
     assert not torch.equal(raw[3], scored[3])
-    assert torch.equal(fine_tuning.net.layer1[0].conv1.weight.latent, scored[3])
+    assert torch.equal(fine_tuning.net.layer1[0].conv1.source.latent, scored[3])
 
 
 def make_scored(top1: float = 50.0):
@@ -327,16 +330,16 @@ def test_the_network_is_left_at_its_best_hard_epoch_and_of_equals_at_the_later(m
     kept, calls = [], []
 
     def score(net):
-        calls.append(fine_tuning.quantizer.hard)
+        calls.append(fine_tuning.binary.quantizer.mode == "hard")
         number = (len(calls) - 1) // 2
-        kept.append(net.layer1[0].conv1.weight.latent.detach().clone())
+        kept.append(net.layer1[0].conv1.source.latent.detach().clone())
         return make_scored(hard[number] if calls[-1] else 99.0 - number)
 
     fine_tuning = make_trainer(tmp_path, images=8, epochs=3, harden=0.0, warmup=0.0, score=score)
     rows = fine_tuning.run()
     assert calls == [False, True] * 4
     assert [row.hard_top1 for row in rows] == hard and [row.soft_top1 for row in rows] == [99, 98, 97, 96]
-    assert torch.equal(fine_tuning.net.layer1[0].conv1.weight.latent, kept[4])
+    assert torch.equal(fine_tuning.net.layer1[0].conv1.source.latent, kept[4])
     assert not torch.equal(kept[2], kept[4])
 
 
@@ -349,7 +352,7 @@ def test_the_gradient_is_clipped_to_its_norm(make_trainer, tmp_path):
 
     for clip in (0.01, None):
         fine_tuning = make_trainer(tmp_path, images=8, clip_grad=clip)
-        fine_tuning.optimizer.register_step_pre_hook(watch)
+        fine_tuning.step.optimizer.register_step_pre_hook(watch)
         fine_tuning.run()
     assert norms[0] == pytest.approx(0.01, rel=1e-3) and norms[1] > 0.1
 
@@ -358,7 +361,7 @@ def test_the_gradient_is_clipped_to_its_norm(make_trainer, tmp_path):
 
 
 def untimed(rows) -> list[dict]:
-    return [{key: value for key, value in vars(row).items() if key not in TIMED} for row in rows]
+    return [{key: value for key, value in row.to_json().items() if key not in TIMED} for row in rows]
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:
@@ -368,7 +371,7 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 
 def ctrl_c_at(fine_tuning, step: int):
     """Let SIGINT come while the `step`-th step (from 1) of this process is computed."""
-    rule, count = fine_tuning.objective, [0]
+    rule, count = fine_tuning.step.objective, [0]
 
     def interrupted(*args):
         count[0] += 1
@@ -376,7 +379,7 @@ def ctrl_c_at(fine_tuning, step: int):
             signal.raise_signal(signal.SIGINT)
         return rule(*args)
 
-    fine_tuning.objective = interrupted
+    fine_tuning.step.objective = interrupted
     return fine_tuning
 
 
@@ -399,7 +402,7 @@ def test_a_run_stopped_by_ctrl_c_and_resumed_ends_as_one_that_was_not(variant, s
     with pytest.raises(Interrupted, match=f"after step {stop};") as left:
         ctrl_c_at(make_trainer(tmp_path / "stopped", **setting), stop).run()
     assert left.value.exit_code == 130 and "--resume" in str(left.value)
-    assert 1 <= len(state.kept(tmp_path / "stopped")) <= 2
+    assert 1 <= len(state.saved_states(tmp_path / "stopped")) <= 2
 
     resumed = make_trainer(tmp_path / "stopped", **setting)
     rows = resumed.run(resume=True)
@@ -458,9 +461,9 @@ def test_the_same_seed_trains_the_same_network_and_another_seed_another(make_tra
 
 def test_a_damaged_state_is_an_input_error_that_names_it(make_trainer, tmp_path):
     make_trainer(tmp_path, images=8).run()
-    (last,) = state.kept(tmp_path)
+    (last,) = state.saved_states(tmp_path)
     last.write_bytes(last.read_bytes()[:5000])
-    with pytest.raises(InputError, match="cannot be read") as left:
+    with pytest.raises(InputError, match="checksum mismatch") as left:
         make_trainer(tmp_path, images=8).run(resume=True)
     assert str(last) in str(left.value)
 
@@ -471,7 +474,7 @@ def test_a_damaged_state_is_an_input_error_that_names_it(make_trainer, tmp_path)
 def test_divergence_names_the_step_and_the_layer(make_trainer, tmp_path):
     fine_tuning = make_trainer(tmp_path, epochs=2)
     with torch.no_grad():
-        fine_tuning.net.layer2[0].conv1.weight.latent[3, 0, 0, 0] = torch.nan
+        fine_tuning.net.layer2[0].conv1.source.latent[3, 0, 0, 0] = torch.nan
     with pytest.raises(Diverged, match=r"at step 1, in layer2\.0\.conv1") as left:
         fine_tuning.run()
     assert left.value.exit_code == 3 and "No epoch had ended" in str(left.value)
@@ -479,7 +482,7 @@ def test_divergence_names_the_step_and_the_layer(make_trainer, tmp_path):
 
 def test_a_gradient_that_is_not_finite_is_divergence_too(make_trainer, tmp_path):
     fine_tuning = make_trainer(tmp_path)
-    fine_tuning.net.layer3[0].conv2.weight.latent.register_hook(lambda gradient: gradient * torch.inf)
+    fine_tuning.net.layer3[0].conv2.source.latent.register_hook(lambda gradient: gradient * torch.inf)
     before = fine_tuning.net.linear.weight.detach().clone()
     with pytest.raises(Diverged, match=r"at step 1, in layer3\.0\.conv2"):
         fine_tuning.run()
@@ -488,16 +491,16 @@ def test_a_gradient_that_is_not_finite_is_divergence_too(make_trainer, tmp_path)
 
 def test_divergence_keeps_the_last_good_state(make_trainer, tmp_path):
     fine_tuning = make_trainer(tmp_path, epochs=3)
-    rule, count = fine_tuning.objective, [0]
+    rule, count = fine_tuning.step.objective, [0]
 
     def objective(*args):
         count[0] += 1
         return rule(*args) * (torch.nan if count[0] == 6 else 1)
 
-    fine_tuning.objective = objective
+    fine_tuning.step.objective = objective
     with pytest.raises(Diverged, match="at step 6, in the loss itself") as left:
         fine_tuning.run()
-    kept = state.kept(tmp_path)[0]
+    kept = state.saved_states(tmp_path)[0]
     assert str(kept) in str(left.value)
     saved = state.load(kept, CPU)
     assert (saved["position"]["epoch"], saved["position"]["step"]) == (1, 0)

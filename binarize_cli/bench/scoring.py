@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from binarize_cli.device import place
 from binarize_cli.models.build import build
 from binarize_cli.packed.format import PackedFile
 from binarize_cli.packed.runtime import rebuild
-from binarize_cli.training.precision import place
 
 WARM_UP = 2
 

@@ -3,37 +3,42 @@
 from __future__ import annotations
 
 import copy
-import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from multiprocessing import get_context
 from pathlib import Path
+from typing import cast
 
 import torch
 
 from binarize_cli.binarize.attention import use_linear_projections
-from binarize_cli.binarize.blocks import rewrite_architecture
-from binarize_cli.binarize.calibrate import calibrate
-from binarize_cli.binarize.convert import binarize, binarize_inputs, binary_weights
-from binarize_cli.binarize.quantizer import WeightQuantizer
-from binarize_cli.data.datasets import ImageDataset
+from binarize_cli.binarize.convert import latent_weights
+from binarize_cli.binarize.prepare import BinaryNetwork, make_binary, rewrite_and_choose
+from binarize_cli.data.batches import choose_workers
+from binarize_cli.data.datasets import open_dataset
 from binarize_cli.data.decode import decode
-from binarize_cli.data.images import Split
+from binarize_cli.data.images import ImageDataset, Split
 from binarize_cli.data.loaders import Batches, train_transform
+from binarize_cli.device import allow_tf32, find_device, place
+from binarize_cli.evaluation import Measurement
+from binarize_cli.job import Job
 from binarize_cli.models.classes import adapt_head
-from binarize_cli.models.load import FloatModel
-from binarize_cli.plan import choose_layers, choose_workers
-from binarize_cli.recipe import Distill, Recipe
-from binarize_cli.training.loop import Batch, Trainer
+from binarize_cli.models.heads import head_names
+from binarize_cli.models.load import FloatModel, load
+from binarize_cli.recipe import Distill, Task
+from binarize_cli.training.loop import Saving, Trainer
 from binarize_cli.training.objective import Objective
-from binarize_cli.training.precision import place
+from binarize_cli.training.step import Batch
 
 PARTS = ("data", "forward", "backward", "optimizer", "quantizers")
 WARM_UP = 2  # steps of each that do not count: kernels are chosen, memory is found
 MIDDLE = 0.4  # of the schedule: what the quantizers cost while F is not yet sign
+RESET = Path("/proc/self/clear_refs")
 FLOAT = "float"  # what stands beside the tasks
 
 
@@ -47,78 +52,86 @@ class Cost:
     memory: float | None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Setting:
-    """What all trainings have in common."""
+    """What all trainings of a job have in common: from random weights, without a teacher."""
 
-    model: FloatModel
-    dataset: ImageDataset
-    recipe: Recipe
-    device: torch.device
-    workers: int | None = None
-    cache_gb: float = 4.0
-    compile: bool = False
+    job: Job
 
-    def trainer(self, kind: str) -> Trainer:
-        """Of the float model, or of the model binarized for a task; no teacher, whose cost is not theirs."""
-        model = copy.deepcopy(self.model)
+    @cached_property
+    def device(self) -> torch.device:
+        """The job's device, with its precision of float32 products set."""
+        device = find_device(self.job.device)
+        allow_tf32(self.job.recipe.train.amp, device)
+        return device
+
+    @cached_property
+    def model(self) -> FloatModel:
+        """The float model, with random weights: the speed does not depend on them."""
+        model = load(self.job.model, pretrained=False, img_size=self.job.img_size)
         adapt_head(model, self.dataset.classes)
-        batches = self._batches()
-        if kind == FLOAT:
-            net, quantizer = use_linear_projections(model.net), None
-        else:
-            net, quantizer = self._binarized(model, kind, batches)
-        rule = self.recipe.train
-        return Trainer(
-            place(net, self.device),
-            stage="float" if kind == FLOAT else "binary",
-            quantizer=quantizer,
-            batches=batches,
-            objective=Objective(Distill(weight=0.0), None, rule.smoothing),
-            train=rule,
-            classes=len(self.dataset.classes),
-            device=self.device,
-            score=lambda net: None,
-            folder=Path(tempfile.gettempdir()),  # nothing is saved: no epoch ends
-            compile=self.compile,
-        )
+        return model
 
-    def _binarized(
-        self, model: FloatModel, task: str, batches: Batches
-    ) -> tuple[torch.nn.Module, WeightQuantizer]:
-        """The network as `bnnpp binarize --task` trains it, calibrated on one batch."""
-        recipe = self.recipe.model_copy(update={"task": task})
-        net = rewrite_architecture(model.net, task, recipe.activation.blocks, recipe.activation.attention)
-        table, quantizer, stats = choose_layers(net, model, recipe), WeightQuantizer(recipe), {}
-        if task != "bw":
-            images, _ = next(iter(batches.epoch(0)))
-            stats = calibrate(net, [row.name for row in table if row.binary], [images.cpu()], recipe)
-        return binarize_inputs(binarize(net, table, quantizer), stats, quantizer, recipe), quantizer
+    @cached_property
+    def dataset(self) -> ImageDataset:
+        """The dataset that the job names."""
+        return open_dataset(self.job.dataset, self.job.data_dir)
 
     @cached_property
     def images(self) -> Split:
-        """To train on; repeated where there are fewer than a batch."""
-        split = decode(self.dataset.train, skip_unreadable=False, limit_gb=self.cache_gb)
-        return split.subset(i % len(split) for i in range(max(len(split), self.recipe.train.batch_size)))
+        """The images to train on; repeated if there are fewer than a batch."""
+        split = decode(self.dataset.train, skip_unreadable=False, limit_gb=self.job.cache_gb)
+        wanted = max(len(split), self.job.recipe.train.batch_size)
+        return split.subset(i % len(split) for i in range(wanted))
+
+    def trainer(self, kind: str) -> Trainer:
+        """Return a training of the float model, or of the model binarized for a task."""
+        model, batches, train = copy.deepcopy(self.model), self._batches(), self.job.recipe.train
+        net = place(use_linear_projections(model.net), self.device)
+        binary = None if kind == FLOAT else self._binary(model, kind, batches)
+        return Trainer(
+            binary.net if binary else net,
+            stage="binary" if binary else "float",
+            binary=binary,
+            batches=batches,
+            objective=Objective(Distill(weight=0.0), None, train.smoothing),
+            train=train,
+            classes=len(self.dataset.classes),
+            device=self.device,
+            score=_never_scored,
+            saving=Saving(Path(tempfile.gettempdir())),  # nothing is saved: no epoch ends
+            compile=self.job.compile,
+        )
+
+    def _binary(self, model: FloatModel, task: str, batches: Batches) -> BinaryNetwork:
+        """Return the network as `bnnpp binarize --task` trains it, calibrated on one batch."""
+        recipe = self.job.recipe.model_copy(update={"task": cast(Task, task)})
+        example = torch.zeros(2, *model.preprocessing.input_size)
+        net, table = rewrite_and_choose(model.net.cpu(), example, recipe, head_names(model.net))
+        images = [next(iter(batches.epoch(0)))[0].to(self.device)] if task != "bw" else []
+        return make_binary(place(net, self.device), table, recipe, images)
 
     def _batches(self) -> Batches:
-        rule, preprocessing = self.recipe.train, self.model.preprocessing
+        train, preprocessing = self.job.recipe.train, self.model.preprocessing
         return Batches(
             self.images,
-            train_transform(preprocessing, self.recipe.augment, self.dataset),
-            batch_size=rule.batch_size,
-            seed=rule.seed,
-            accumulate=rule.accumulate,
-            workers=choose_workers(self.workers, self.dataset),
+            train_transform(preprocessing, self.job.recipe.augment, self.dataset),
+            batch_size=train.batch_size,
+            seed=train.seed,
+            accumulate=train.accumulate,
+            workers=choose_workers(self.job.workers, self.dataset),
             device=self.device,
         )
 
 
-def compare(setting: Setting, tasks: Sequence[str], steps: int) -> dict[str, Cost]:
-    """`float` and the tasks, measured in turn, so that whatever else the machine does meets all alike."""
-    kinds = (FLOAT, *tasks)
-    _ = setting.images  # decoded before the forks, which shall not count them
-    memory = {kind: _memory_of_a_fork(setting, kind) for kind in kinds}
+def _never_scored(net: torch.nn.Module) -> Measurement:
+    raise NotImplementedError("a benchmark takes steps, and scores nothing")
+
+
+def measure_training(job: Job, tasks: Sequence[str], steps: int) -> dict[str, Cost]:
+    """Return the costs of `float` and the tasks, measured in turn, so that all meet the same load."""
+    kinds, setting = (FLOAT, *tasks), Setting(job)
+    memory = {kind: _memory_in_a_process(job, kind, setting.device) for kind in kinds}
     walks = {kind: Walk(setting.trainer(kind)) for kind in kinds}
     for walk in walks.values():
         for _ in range(WARM_UP):
@@ -137,7 +150,7 @@ def compare(setting: Setting, tasks: Sequence[str], steps: int) -> dict[str, Cos
         kind: Cost(
             step=statistics.median(times[kind]),
             parts={name: statistics.median(each[name] for each in parts[kind]) for name in PARTS}
-            | ({} if kind in (FLOAT, "bw") else {"quantizers": None}),  # their layers ask for units, unseen
+            | ({} if kind in (FLOAT, "bw") else {"quantizers": None}),  # asked for signs, they are not seen
             memory=memory[kind],
         )
         for kind in kinds
@@ -189,7 +202,7 @@ class Walk:
     def _watched(self, spent: dict[str, float]) -> list:
         """Hooks that add to `spent`. A quantizer's backward is seen at its node of the graph."""
         start, stop = self._timer(spent)
-        net, optimizer = self.trainer.net, self.trainer.optimizer
+        net, optimizer = self.trainer.net, self.trainer.step.optimizer
 
         def after_weights(module, args, weights: torch.Tensor) -> None:
             stop("quantizers")
@@ -203,7 +216,7 @@ class Walk:
             optimizer.register_step_pre_hook(lambda *_: start("optimizer")),
             optimizer.register_step_post_hook(lambda *_: stop("optimizer")),
         ]
-        for _, weight in binary_weights(net):
+        for _, weight in latent_weights(net):
             handles.append(weight.register_forward_pre_hook(lambda *_: start("quantizers")))
             handles.append(weight.register_forward_hook(after_weights))
         return handles
@@ -228,32 +241,26 @@ def _endless(trainer: Trainer) -> Iterator[Sequence[Batch]]:
         epoch += 1
 
 
-def _memory_of_a_fork(setting: Setting, kind: str) -> float | None:
-    """MiB that a training adds at its peak to a process that has only imported; on a CPU under Linux.
+def _memory_in_a_process(job: Job, kind: str, device: torch.device) -> float | None:
+    """Return the MiB that a training adds at its peak to what is loaded; on a CPU under Linux.
 
-    A process of its own: what one training leaves to the allocator would hide what the next one takes.
+    In a process of its own: what one training leaves to the allocator would hide what the next one takes.
     """
-    reset = Path("/proc/self/clear_refs")
-    if setting.device.type != "cpu" or not reset.exists():
+    if device.type != "cpu" or not RESET.exists():
         return None
-    ours, theirs = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            torch.set_num_threads(1)  # those of the process that was forked are not here
-            reset.write_text("5")  # forget the peak so far
-            before = _resident("VmRSS")
-            walk = Walk(setting.trainer(kind))
-            for _ in range(WARM_UP):
-                walk.step()
-            os.write(theirs, str(_resident("VmHWM") - before).encode())
-        finally:
-            os._exit(0)
-    os.close(theirs)
-    with os.fdopen(ours) as answer:
-        text = answer.read()
-    os.waitpid(pid, 0)
-    return float(text) if text else None
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_peak_of_training, job, kind).result()
+
+
+def _peak_of_training(job: Job, kind: str) -> float:
+    setting = Setting(job)
+    _ = setting.images, setting.model  # loaded before, so that they do not count
+    RESET.write_text("5")  # forget the peak so far
+    before = _resident("VmRSS")
+    walk = Walk(setting.trainer(kind))
+    for _ in range(WARM_UP):
+        walk.step()
+    return _resident("VmHWM") - before
 
 
 def _resident(name: str) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,14 +18,39 @@ LOW, HIGH = -128, 127
 
 
 @dataclass(frozen=True)
-class Rule:
+class AccumulatorRule:
     """What happens at the ends of int8, and how many bits a tile's sum loses before it is added."""
 
     overflow: str  # saturate or wrap
     shift: int = 0
 
 
-def accumulate(tile: Callable[[int, int], Tensor], length: int, rule: Rule) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class Window:
+    """How a convolution goes over an image that is already padded."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+
+
+class Accumulator(Protocol):
+    """What adds up the products of a binary layer with binary inputs."""
+
+    def linear(self, values: Tensor, weights: Tensor) -> Tensor:
+        """[..., K] by [out, K] -> [..., out]."""
+
+    def conv(self, images: Tensor, weights: Tensor, window: Window) -> Tensor:
+        """[N, C, H, W] by [out, C / groups, kh, kw] -> [N, out, H', W']."""
+
+    def matmul(self, left: Tensor, right: Tensor) -> Tensor:
+        """[..., L, K] by [..., M, K], row by row -> [..., L, M]."""
+
+
+def accumulate(
+    tile: Callable[[int, int], Tensor], length: int, rule: AccumulatorRule
+) -> tuple[Tensor, Tensor]:
     """(the sums, times 2^shift; where they overflowed on the way), for sums of `length` products.
 
     `tile(start, stop)` gives the sums of products start ... stop - 1: of integers in any type, or of real

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 
@@ -13,11 +15,24 @@ SMALLEST_SCALE = 1e-6
 Axes = tuple[int, ...]
 
 
+class InputQuantizer(Protocol):
+    """What makes the inputs of a binary layer, or the factors of a matmul, binary."""
+
+    axes: Axes
+    """Of the channels: 1 of images, -1 of tokens, 1 and -1 of attention's heads."""
+    threshold: Tensor | None
+    """t [channels]: what is taken off the inputs."""
+    pending_shift: Tensor | None
+    """The part of t that the layer has still to add again after its sums, through its bias."""
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x in units of the scale, +-1 where F is sign, and the scale []."""
+
+
 class LatentInput(nn.Module):
-    """x -> (F((x - t) / n), beta), F in units of sign; t one a channel, beta one a layer.
+    """x -> (F((x - t) / n), beta), with latent t, one a channel, and beta, one a layer; F in units of sign.
 
     ReActNet's RSign (Liu et al. 2020) with the learned scale of BiT (Liu et al. 2022), for any pair (F, B).
-    `axes` are those of the channels: 1 of images, -1 of tokens, 1 and -1 of attention's heads.
     """
 
     def __init__(
@@ -31,15 +46,15 @@ class LatentInput(nn.Module):
 
     @property
     def pending_shift(self) -> Tensor | None:
-        """What a layer has to add again after its sums, through its bias."""
+        """Everything: nothing of t is in the layer's bias yet."""
         return self.threshold
 
     def beta(self) -> Tensor:
-        """[]: the scale, kept above zero; 1 where none is learned."""
+        """Return the scale [], kept above zero; 1 where none is learned."""
         return self.one if self.scale is None else self.scale.clamp_min(SMALLEST_SCALE)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """[N, C, H, W] or [..., C] -> the same shape, +-1 where F is sign, and beta []."""
+        """Return x [N, C, H, W] or [..., C] in units of beta, +-1 where F is sign, and beta []."""
         q, beta = self.quantizer, self.beta()
         n = q.normaliser(beta)
         per_sign = torch.ones_like(n) if self.scale is None else 1 / q.spread(beta, n)
@@ -63,11 +78,11 @@ class SignInput(nn.Module):
 
 
 def above(x: Tensor, threshold: Tensor | None, axes: Axes) -> Tensor:
-    """x - t, with t [channels] along those axes of x; x where there is no t."""
+    """Return x - t, with t [channels] along those axes of x; x if there is no t."""
     return x if threshold is None else x - aligned(threshold, x, axes)
 
 
 def aligned(threshold: Tensor, x: Tensor, axes: Axes) -> Tensor:
-    """t [channels] shaped so that it broadcasts against x along those axes."""
+    """Return t [channels] shaped so that it broadcasts against x along those axes."""
     own = {axis % x.dim() for axis in axes}
     return threshold.view([size if at in own else 1 for at, size in enumerate(x.shape)])

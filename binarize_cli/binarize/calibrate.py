@@ -1,22 +1,22 @@
-"""A look at the inputs of the layers and matmuls that will have binary ones, over some training images."""
+"""Calibration: statistics of the inputs that will be binary, over some training images, without gradients."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from binarize_cli.binarize.accumulator import Rule
+from binarize_cli.binarize.accumulator import AccumulatorRule
 from binarize_cli.binarize.activations import Axes, SignInput, above
 from binarize_cli.binarize.float_accumulator import FloatAccumulator
-from binarize_cli.binarize.layers import BINARY_LAYERS, PAD_VALUES
+from binarize_cli.binarize.layers import BINARY_LAYERS
 from binarize_cli.binarize.matmuls import BINARY_MATMULS, is_matmul
-from binarize_cli.binarize.observe import watch
+from binarize_cli.binarize.observe import observe_calls
 from binarize_cli.binarize.weights import SignWeight
 from binarize_cli.quantizers.functions import sign
-from binarize_cli.recipe import Recipe
 
 IMAGES = 256
 ONE_SIDED = 0.25  # GELU's outputs have at most that share of their magnitude below zero, a LayerNorm's half
@@ -24,9 +24,29 @@ RARE = 1e-3  # the share of sums that may overflow before a bit is dropped
 MOST_SHIFT = 4
 
 
-@dataclass
+@dataclass(frozen=True)
+class Overflow:
+    """The int8 accumulator that was asked for: what happens at its ends, and the bits it drops of a tile."""
+
+    overflow: str  # saturate or wrap
+    shift: int | Literal["auto"] = "auto"
+
+
+@dataclass(frozen=True)
+class BinaryInputs:
+    """How the inputs of binary layers become binary."""
+
+    learned_threshold: bool = True
+    learned_scale: bool = True
+    pad_value: int = 0
+    """What surrounds the signs of an image: 0, +1 or -1."""
+    accumulator: Overflow | None = None
+    """None: exact sums (task bwa)."""
+
+
+@dataclass(frozen=True)
 class InputStats:
-    """What the inputs of a layer looked like, or one factor of a matmul."""
+    """What calibration found of the inputs of a layer, or of one factor of a matmul."""
 
     axes: Axes  # of the channels
     mean: Tensor  # [channels]
@@ -35,8 +55,6 @@ class InputStats:
     """The share of the inputs' magnitude that the lighter of the two sides of zero has."""
     plus: float
     """The share of inputs that become +1."""
-    shift: int = 0
-    """Bits that the int8 accumulator drops from a tile's sum."""
 
     @property
     def one_sided(self) -> bool:
@@ -47,88 +65,104 @@ class InputStats:
         return self.plus in (0.0, 1.0)
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """What calibration found of a layer (one input) or a matmul (two factors)."""
+
+    inputs: list[InputStats]
+    rule: AccumulatorRule | None
+    """Of its accumulator; None for exact sums."""
+
+
 def calibrate(
-    net: nn.Module, names: Sequence[str], images: Sequence[Tensor], recipe: Recipe
-) -> dict[str, list[InputStats]]:
-    """Name -> what its inputs are: one of a layer, two of a matmul.
+    net: nn.Module, names: Sequence[str], images: Sequence[Tensor], binary: BinaryInputs
+) -> dict[str, Calibration]:
+    """Return what was found, by module name, of the float network in eval mode over batches of images."""
+    observers = {name: [InputObserver(axes) for axes in _axes(net.get_submodule(name))] for name in names}
 
-    Of the float network in eval mode, over batches of images.
-    """
-    learned = recipe.activation.threshold == "learned"
-    axes = {name: axes_of(net.get_submodule(name)) for name in names}
-    moments: dict[str, list[list[Tensor]]] = {name: [[] for _ in axes[name]] for name in names}
+    def first_pass(name: str, inputs: tuple[Tensor, ...], _: Tensor) -> None:
+        for observer, x in zip(observers[name], inputs, strict=True):
+            observer.add_moments(x)
 
-    def add(name: str, inputs: tuple[Tensor, ...], _: Tensor) -> None:
-        for seen, x, own in zip(moments[name], inputs, axes[name], strict=True):
-            seen.append(_moments(x, own))
+    def second_pass(name: str, inputs: tuple[Tensor, ...], _: Tensor) -> None:
+        for observer, x in zip(observers[name], inputs, strict=True):
+            observer.add_size(x, binary.learned_threshold)
 
-    watch(net, names, images, add)
-    mean = {name: [torch.stack(each).mean(0) for each in moments[name]] for name in names}  # [3, channels]
-    sizes: dict[str, list[list[tuple[Tensor, Tensor]]]] = {name: [[] for _ in axes[name]] for name in names}
-
-    def size(name: str, inputs: tuple[Tensor, ...], _: Tensor) -> None:
-        for seen, x, own, found in zip(sizes[name], inputs, axes[name], mean[name], strict=True):
-            off = above(x, found[0] if learned else None, own)
-            seen.append((off.abs().mean(), (off >= 0).float().mean()))
-
-    watch(net, names, images, size)
-    stats = {
-        name: [_stats(*found) for found in zip(axes[name], mean[name], sizes[name], strict=True)]
-        for name in names
-    }
-    if recipe.task == "bwaa":
-        _choose_shifts(net, stats, images[0], recipe)
-    return stats
+    observe_calls(net, names, images, first_pass)
+    observe_calls(net, names, images, second_pass)
+    stats = {name: [observer.stats() for observer in observers[name]] for name in names}
+    rules = _choose_rules(net, stats, images[0], binary) if binary.accumulator else {}
+    return {name: Calibration(stats[name], rules.get(name)) for name in names}
 
 
-def axes_of(module: nn.Module) -> tuple[Axes, ...]:
-    """The axes of the channels of each input of a float layer or matmul that is to be binary."""
+class InputObserver:
+    """Gathers statistics of one input over batches: its moments in a first pass, its size in a second."""
+
+    def __init__(self, axes: Axes):
+        self.axes = axes
+        self.moments: list[Tensor] = []  # [3, channels] a batch
+        self.sizes: list[tuple[Tensor, Tensor]] = []
+
+    def add_moments(self, x: Tensor) -> None:
+        """Add the mean of a batch, of its positive and of its negative part, by channel."""
+        axes = self.axes
+        x = x.movedim(axes, tuple(range(-len(axes), 0))).flatten(-len(axes)).flatten(0, -2)  # [n, channels]
+        self.moments.append(torch.stack([x.mean(0), x.clamp_min(0).mean(0), (-x).clamp_min(0).mean(0)]))
+
+    def add_size(self, x: Tensor, centred: bool) -> None:
+        """Add the mean |x - t| of a batch, and the share with x >= t; t is the mean if `centred`, else 0."""
+        off = above(x, self.mean_moments()[0] if centred else None, self.axes)
+        self.sizes.append((off.abs().mean(), (off >= 0).float().mean()))
+
+    def mean_moments(self) -> Tensor:
+        """Return the moments over all batches: [3, channels]."""
+        return torch.stack(self.moments).mean(0)
+
+    def stats(self) -> InputStats:
+        """Return what both passes found."""
+        moments = self.mean_moments()
+        magnitude, plus = (torch.stack(each).mean() for each in zip(*self.sizes, strict=True))
+        over, under = moments[1].mean(), moments[2].mean()
+        lighter = float(torch.minimum(over, under) / (over + under).clamp_min(1e-12))
+        return InputStats(self.axes, moments[0], magnitude, lighter, float(plus))
+
+
+def _axes(module: nn.Module) -> tuple[Axes, ...]:
+    """Return the axes of the channels of each input of a float layer or matmul that is to be binary."""
     return module.axes if is_matmul(module) else (BINARY_LAYERS[type(module)].axes,)
 
 
-def _moments(x: Tensor, axes: Axes) -> Tensor:
-    """[3, channels]: the mean input, the mean of its positive part, of its negative part."""
-    x = x.movedim(axes, tuple(range(-len(axes), 0))).flatten(-len(axes)).flatten(0, -2)  # [values, channels]
-    return torch.stack([x.mean(0), x.clamp_min(0).mean(0), (-x).clamp_min(0).mean(0)])
+def _choose_rules(
+    net: nn.Module, stats: Mapping[str, list[InputStats]], images: Tensor, binary: BinaryInputs
+) -> dict[str, AccumulatorRule]:
+    """Return the rule of each accumulator; `auto` drops the fewest bits with which sums rarely overflow.
 
-
-def _stats(axes: Axes, moments: Tensor, sizes: Sequence[tuple[Tensor, Tensor]]) -> InputStats:
-    magnitude, plus = (torch.stack(each).mean() for each in zip(*sizes, strict=True))
-    over, under = moments[1].mean(), moments[2].mean()
-    lighter = float(torch.minimum(over, under) / (over + under).clamp_min(1e-12))
-    return InputStats(axes, moments[0], magnitude, lighter, float(plus))
-
-
-def _choose_shifts(
-    net: nn.Module, stats: Mapping[str, Sequence[InputStats]], images: Tensor, recipe: Recipe
-) -> None:
-    """The fewest bits to drop so that sums rarely overflow, by the signs of float weights and inputs."""
-    rule = recipe.accumulator
+    Judged by the signs of the float weights and inputs.
+    """
+    asked, rules = binary.accumulator, {}
 
     def choose(name: str, inputs: tuple[Tensor, ...], _: Tensor) -> None:
-        found = stats[name][0]
-        if rule.shift != "auto":
-            found.shift = rule.shift
+        if asked.shift != "auto":
+            rules[name] = AccumulatorRule(asked.overflow, asked.shift)
             return
-        binary = _signs(net.get_submodule(name), stats[name], recipe)
         for shift in range(MOST_SHIFT + 1):
-            binary.accumulator = FloatAccumulator(Rule(rule.overflow, shift))
-            binary(*inputs)
-            found.shift = shift
-            if binary.accumulator.overflowed <= RARE:
+            rules[name] = AccumulatorRule(asked.overflow, shift)
+            sums = FloatAccumulator(rules[name])
+            sign_twin(net.get_submodule(name), stats[name], binary, sums)(*inputs)
+            if sums.overflowed <= RARE:
                 return
 
-    watch(net, stats, [images], choose)
+    observe_calls(net, stats, [images], choose)
+    return rules
 
 
-def _signs(module: nn.Module, stats: Sequence[InputStats], recipe: Recipe) -> nn.Module:
-    """A layer of signs for a float layer, a matmul of signs for a float matmul; without accumulator."""
-    learned, one = recipe.activation.threshold == "learned", torch.ones_like(stats[0].magnitude)
-    inputs = [SignInput(found.axes, found.mean if learned else None, one) for found in stats]
+def sign_twin(
+    module: nn.Module, stats: Sequence[InputStats], binary: BinaryInputs, accumulator: FloatAccumulator
+) -> nn.Module:
+    """Return the layer of signs for a float layer, or the matmul of signs for a float one; scales are 1."""
+    one = torch.ones_like(stats[0].magnitude)
+    inputs = [SignInput(found.axes, found.mean if binary.learned_threshold else None, one) for found in stats]
     if is_matmul(module):
-        return BINARY_MATMULS[type(module)](*inputs)
-    layer = BINARY_LAYERS[type(module)](
-        module, SignWeight(sign(module.weight), one.expand(len(module.weight)))
-    )
-    layer.input, layer.pad_value = inputs[0], PAD_VALUES[recipe.activation.padding]
-    return layer
+        return BINARY_MATMULS[type(module)](*inputs, accumulator)
+    weight = SignWeight(sign(module.weight), one.expand(len(module.weight)))
+    return BINARY_LAYERS[type(module)](module, weight, inputs[0], accumulator, binary.pad_value)

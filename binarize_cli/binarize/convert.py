@@ -2,87 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
 
-from binarize_cli.binarize.accumulator import Rule
 from binarize_cli.binarize.activations import LatentInput, SignInput
-from binarize_cli.binarize.calibrate import InputStats
+from binarize_cli.binarize.calibrate import BinaryInputs, Calibration, InputStats
 from binarize_cli.binarize.float_accumulator import FloatAccumulator
-from binarize_cli.binarize.layers import (
-    BINARY_LAYERS,
-    PAD_VALUES,
-    BinaryConv2d,
-    BinaryLinear,
-    is_candidate,
-)
+from binarize_cli.binarize.layers import BINARY_LAYERS, BinaryConv2d, BinaryLinear
 from binarize_cli.binarize.matmuls import BINARY_MATMULS, BinaryMatmul, is_matmul
-from binarize_cli.binarize.quantizer import WeightQuantizer
-from binarize_cli.binarize.select import Layer
+from binarize_cli.binarize.quantizer import ActivationQuantizer, WeightQuantizer
 from binarize_cli.binarize.weights import LatentWeight, SignWeight
-from binarize_cli.recipe import Recipe
 
 
-def replace_layers(net: nn.Module, names: Sequence[str], weight_for) -> nn.Module:
-    """Replace, in place, the named layers by their binary form, with weights from `weight_for`."""
-    for name in names:
-        layer = net.get_submodule(name)
-        net.set_submodule(name, BINARY_LAYERS[type(layer)](layer, weight_for(name, layer)))
-    return net
-
-
-def binarize(net: nn.Module, table: Sequence[Layer], quantizer: WeightQuantizer) -> nn.Module:
-    """Replace, in place, the binary layers of the table; the float weights become their latents."""
-    names = [row.name for row in table if row.binary and is_candidate(net.get_submodule(row.name))]
-    return replace_layers(net, names, lambda _, layer: LatentWeight(layer.weight, quantizer))
-
-
-def binarize_inputs(
-    net: nn.Module, stats: Mapping[str, Sequence[InputStats]], quantizer: WeightQuantizer, recipe: Recipe
+def replace_layers(
+    net: nn.Module, names: Iterable[str], make: Callable[[str, nn.Module], nn.Module]
 ) -> nn.Module:
-    """Give, in place, layers binary inputs and matmuls binary factors, as the calibration found them."""
-    rule, made = recipe.accumulator, recipe.activation
-
-    def latent(found: InputStats) -> LatentInput:
-        threshold = found.mean if made.threshold == "learned" else None
-        scale = found.magnitude if made.scale == "learned" else None
-        return LatentInput(quantizer.activation, found.axes, threshold, scale)
-
-    def sums(found: InputStats) -> FloatAccumulator:
-        return FloatAccumulator(Rule(rule.overflow, found.shift) if recipe.task == "bwaa" else None)
-
-    for name, inputs in stats.items():
-        module = net.get_submodule(name)
-        if is_matmul(module):
-            matmul = BINARY_MATMULS[type(module)](*map(latent, inputs), sums(inputs[0]))
-            net.set_submodule(name, matmul)
-        else:
-            module.input, module.accumulator = latent(inputs[0]), sums(inputs[0])
-            module.pad_value = PAD_VALUES[made.padding]
+    """Replace, in place, the named float layers by what `make(name, layer)` returns."""
+    for name in names:
+        net.set_submodule(name, make(name, net.get_submodule(name)))
     return net
+
+
+def to_latents(
+    net: nn.Module,
+    names: Sequence[str],
+    weights: WeightQuantizer,
+    activations: ActivationQuantizer | None = None,
+    binary: BinaryInputs | None = None,
+    found: Mapping[str, Calibration] | None = None,
+) -> nn.Module:
+    """Replace, in place, the named float layers and matmuls by binary ones; the float weights become latents.
+
+    With `found`, what calibration found of their inputs, these become binary too, as `binary` says.
+    """
+    found = found or {}
+
+    def make(name: str, module: nn.Module) -> nn.Module:
+        if name not in found:
+            return BINARY_LAYERS[type(module)](module, LatentWeight(module.weight, weights))
+        inputs = [_latent_input(stats, activations, binary) for stats in found[name].inputs]
+        accumulator = FloatAccumulator(found[name].rule)
+        if is_matmul(module):
+            return BINARY_MATMULS[type(module)](*inputs, accumulator)
+        source = LatentWeight(module.weight, weights)
+        return BINARY_LAYERS[type(module)](module, source, inputs[0], accumulator, binary.pad_value)
+
+    return replace_layers(net, names, make)
+
+
+def _latent_input(found: InputStats, quantizer: ActivationQuantizer, binary: BinaryInputs) -> LatentInput:
+    threshold = found.mean if binary.learned_threshold else None
+    scale = found.magnitude if binary.learned_scale else None
+    return LatentInput(quantizer, found.axes, threshold, scale)
 
 
 def binary_layers(net: nn.Module) -> Iterator[tuple[str, BinaryLinear | BinaryConv2d]]:
-    """(name, layer), for every binary layer."""
+    """Yield (name, layer) for every binary layer."""
     for name, module in net.named_modules():
         if isinstance(module, BinaryLinear | BinaryConv2d):
             yield name, module
 
 
 def binary_matmuls(net: nn.Module) -> Iterator[tuple[str, BinaryMatmul]]:
-    """(name, matmul), for every binary matmul of attention."""
+    """Yield (name, matmul) for every binary matmul of attention."""
     for name, module in net.named_modules():
         if isinstance(module, BinaryMatmul):
             yield name, module
 
 
 def binary_weights(net: nn.Module) -> Iterator[tuple[str, LatentWeight | SignWeight]]:
-    """(layer name, its weight module), for every binary layer."""
+    """Yield (layer name, its weight source) for every binary layer."""
     for name, module in net.named_modules():
         if isinstance(module, LatentWeight | SignWeight):
-            yield name.removesuffix(".weight"), module
+            yield name.removesuffix(".source"), module
+
+
+def latent_weights(net: nn.Module) -> Iterator[tuple[str, LatentWeight]]:
+    """Yield (layer name, its latent weights) for every binary layer that is trained."""
+    for name, weight in binary_weights(net):
+        if isinstance(weight, LatentWeight):
+            yield name, weight
 
 
 @torch.no_grad()
@@ -93,7 +94,7 @@ def harden(net: nn.Module, dtype: torch.dtype) -> nn.Module:
     not on the way to the disk.
     """
     for _, layer in binary_layers(net):
-        layer.weight = SignWeight(layer.weight.signs(), rounded(layer.weight.hard_scale(), dtype))
+        layer.source = SignWeight(layer.source.signs(), rounded(layer.source.hard_scale(), dtype))
         if layer.input is not None:
             _harden_input(layer, dtype)
     for _, matmul in binary_matmuls(net):
@@ -110,19 +111,19 @@ def _harden_input(layer: BinaryLinear | BinaryConv2d, dtype: torch.dtype) -> Non
     learned, fixed = layer.input, _fixed(layer.input, dtype)
     if learned.threshold is not None:
         learned.threshold.copy_(fixed.threshold)
-        bias = layer.shifted_bias(*layer.weight.signs_and_scale())
+        bias = layer.shifted_bias(*layer.source.signs_and_scale())
         layer.bias = None if bias is None else nn.Parameter(bias.detach())
     layer.input = fixed
 
 
 def _fixed(learned: LatentInput, dtype: torch.dtype) -> SignInput:
-    """The same threshold and scale, as the file will hold them."""
+    """Return the same threshold and scale, fixed, as the file will hold them."""
     threshold = None if learned.threshold is None else rounded(learned.threshold.detach(), dtype)
     return SignInput(learned.axes, threshold, rounded(learned.beta().detach(), dtype))
 
 
 def rounded(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The tensor with the values `dtype` has for it, in float32; as it was where `dtype` cannot hold it.
+    """Return the tensor rounded to `dtype`, in float32; unchanged if `dtype` cannot hold it.
 
     float16 ends at 65504 and thins out below 6e-5: a tensor that would change by more than a
     thousandth (in norm) stays float32.

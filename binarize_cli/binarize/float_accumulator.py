@@ -6,24 +6,12 @@ Where both sides are +-1 the sums are integers below 2^24, so float32 holds them
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from binarize_cli.binarize.accumulator import Rule
+from binarize_cli.binarize.accumulator import AccumulatorRule, Window
 from binarize_cli.binarize.tiles import batched_matmul_in_tiles, conv_in_tiles, linear_in_tiles
-
-
-@dataclass(frozen=True)
-class Window:
-    """How a convolution goes over an image that is already padded."""
-
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    dilation: tuple[int, int]
-    groups: int
 
 
 class FloatAccumulator(nn.Module):
@@ -33,7 +21,7 @@ class FloatAccumulator(nn.Module):
     `count_anew`, while no gradient is asked for: training would count for nothing.
     """
 
-    def __init__(self, rule: Rule | None = None):
+    def __init__(self, rule: AccumulatorRule | None = None):
         super().__init__()
         self.rule = rule
         self.count_anew()
@@ -60,7 +48,7 @@ class FloatAccumulator(nn.Module):
         geometry = window.stride, window.dilation, window.groups
         return self._in_tiles(conv_in_tiles, images, weights, *geometry)
 
-    def pairs(self, left: Tensor, right: Tensor) -> Tensor:
+    def matmul(self, left: Tensor, right: Tensor) -> Tensor:
         """[..., L, K] by [..., M, K], row by row -> [..., L, M]."""
         if self.rule is None:
             return left @ right.mT

@@ -1,7 +1,7 @@
-"""The binary layers. Each does its float twin's operation with weights it asks its `weight` module for.
+"""The binary layers. Each does its float twin's operation, with weights it asks its weight source for.
 
-In tasks bwa and bwaa it asks its `input` module for binary inputs too; then `accumulator` adds up products of
-+-1, and one factor an output channel, alpha beta, scales them.
+In tasks bwa and bwaa it asks its `input` for binary inputs too; then `accumulator` adds up products of +-1,
+and one factor an output channel, alpha beta, scales them.
 """
 
 from __future__ import annotations
@@ -13,35 +13,47 @@ from timm.layers.padding import get_same_padding
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from binarize_cli.binarize.float_accumulator import Window
+from binarize_cli.binarize.accumulator import Accumulator, Window
+from binarize_cli.binarize.activations import InputQuantizer
+from binarize_cli.binarize.weights import WeightSource
 
 PAD_VALUES = {"zero": 0, "plus": 1, "minus": -1}
 
 
 class BinaryLinear(nn.Module):
-    """nn.Linear whose weights [out, in] come from `weight()`; its inputs, where binary, from `input(x)`."""
+    """nn.Linear with weights [out, in] of a weight source and, with `input`, binary inputs."""
 
     axes = (-1,)  # of the input's channels
 
-    def __init__(self, linear: nn.Linear, weight: nn.Module):
+    def __init__(
+        self,
+        linear: nn.Linear,
+        source: WeightSource,
+        input: InputQuantizer | None = None,
+        accumulator: Accumulator | None = None,
+        pad_value: int = 0,
+    ):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight = weight
+        self.source, self.input, self.accumulator = source, input, accumulator
         self.bias = linear.bias
-        self.input: nn.Module | None = None
-        self.accumulator: nn.Module | None = None
+
+    @property
+    def weight(self) -> Tensor:
+        """The weights that the network uses now, for modules that read them past the layer: [out, in]."""
+        return self.source()
 
     def forward(self, x: Tensor) -> Tensor:  # [..., in] -> [..., out]
         if self.input is None:
-            return F.linear(x, self.weight(), self.bias)
+            return F.linear(x, self.source(), self.bias)
         values, beta = self.input(x)
-        weights, alpha = self.weight.signs_and_scale()
+        weights, alpha = self.source.signs_and_scale()
         y = self.accumulator.linear(values, weights) * (alpha * beta)
         bias = self.shifted_bias(weights, alpha)
         return y if bias is None else y + bias
 
     def shifted_bias(self, weights: Tensor, alpha: Tensor) -> Tensor | None:
-        """The bias [out] with what the thresholds took off the inputs, for x is beta sign(x - t) + t."""
+        """Return the bias [out] with what the thresholds took off, for x is beta sign(x - t) + t."""
         if self.input.pending_shift is None:
             return self.bias
         shift = alpha * (weights @ self.input.pending_shift)
@@ -49,32 +61,43 @@ class BinaryLinear(nn.Module):
 
 
 class BinaryConv2d(nn.Module):
-    """nn.Conv2d (grouped, strided, dilated; TensorFlow's "same" padding too) with weights from `weight()`.
+    """nn.Conv2d (grouped, strided, dilated; TensorFlow's "same" padding too) with weights of a weight source.
 
-    Binary inputs are padded after they became signs: with 0, which is a third value, or with a chosen sign.
+    With `input` its inputs are binary. They are padded after they became signs: with 0, which is a third
+    value, or with a chosen sign (`pad_value`).
     """
 
     axes = (1,)
 
-    def __init__(self, conv: nn.Conv2d, weight: nn.Module):
+    def __init__(
+        self,
+        conv: nn.Conv2d,
+        source: WeightSource,
+        input: InputQuantizer | None = None,
+        accumulator: Accumulator | None = None,
+        pad_value: int = 0,
+    ):
         super().__init__()
-        self.in_channels, self.kernel_size, self.groups = conv.in_channels, conv.kernel_size, conv.groups
+        self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
+        self.kernel_size, self.groups = conv.kernel_size, conv.groups
         self.stride, self.padding, self.dilation = conv.stride, conv.padding, conv.dilation
         self.pads_same = isinstance(conv, Conv2dSame)
-        self.weight = weight
-        self.bias = conv.bias
-        self.input: nn.Module | None = None
-        self.accumulator: nn.Module | None = None
-        self.pad_value = 0
+        self.source, self.input, self.accumulator = source, input, accumulator
+        self.bias, self.pad_value = conv.bias, pad_value
+
+    @property
+    def weight(self) -> Tensor:
+        """The weights that the network uses now, for modules that read them past the layer."""
+        return self.source()
 
     def forward(self, x: Tensor) -> Tensor:  # [N, in, H, W] -> [N, out, H', W']
         if self.input is None:
-            x, weight, padding = x, self.weight(), self.padding
+            x, weight, padding = x, self.source(), self.padding
             if self.pads_same:
                 x, padding = F.pad(x, self.margins(x)), 0
             return F.conv2d(x, weight, self.bias, self.stride, padding, self.dilation, self.groups)
         values, beta = self.input(x)
-        weights, alpha = self.weight.signs_and_scale()
+        weights, alpha = self.source.signs_and_scale()
         padded = F.pad(values, self.margins(values), value=self.pad_value)
         window = Window(self.kernel_size, self.stride, self.dilation, self.groups)
         y = self.accumulator.conv(padded, weights, window) * (alpha * beta).view(-1, 1, 1)
@@ -82,7 +105,7 @@ class BinaryConv2d(nn.Module):
         return y if bias is None else y + bias.view(-1, 1, 1)
 
     def shifted_bias(self, weights: Tensor, alpha: Tensor) -> Tensor | None:
-        """The bias [out], if there is one, with what the thresholds took off, as if images had no edges.
+        """Return the bias [out], if any, with what the thresholds took off, as if images had no edges.
 
         A convolution without a bias has BatchNorm behind it, as a rule, which makes up for any constant.
         """
@@ -93,7 +116,7 @@ class BinaryConv2d(nn.Module):
         return self.bias + alpha * (taps @ t.view(self.groups, -1, 1)).flatten()
 
     def margins(self, x: Tensor) -> tuple[int, int, int, int]:
-        """Pixels around the image: left, right, top, bottom."""
+        """Return the pixels around the image: left, right, top, bottom."""
         if self.pads_same:
             rules = zip(x.shape[2:], self.kernel_size, self.stride, self.dilation, strict=True)
             high, wide = (int(get_same_padding(*rule)) for rule in rules)

@@ -48,7 +48,7 @@ class BinaryQKMatmul(BinaryMatmul):
 
     def forward(self, q: Tensor, k: Tensor) -> Tensor:
         (q, beta_q), (k, beta_k) = self.left(q), self.right(k)
-        y = self.accumulator.pairs(q, k) * (beta_q * beta_k)
+        y = self.accumulator.matmul(q, k) * (beta_q * beta_k)
         t = self.left.threshold
         return y if t is None else y + beta_k * (k * aligned(t, k, self.left.axes)).sum(-1).unsqueeze(-2)
 
@@ -61,7 +61,7 @@ class BinaryAVMatmul(BinaryMatmul):
 
     def forward(self, p: Tensor, v: Tensor) -> Tensor:
         (p, beta_p), (v, beta_v) = self.left(p), self.right(v)
-        y = self.accumulator.pairs(p, v.mT) * (beta_p * beta_v)
+        y = self.accumulator.matmul(p, v.mT) * (beta_p * beta_v)
         t_p, t_v = self.left.threshold, self.right.threshold
         if t_p is not None:
             y = y + aligned(t_p, p, self.left.axes) * beta_v * v.sum(-2, keepdim=True)

@@ -11,7 +11,7 @@ from torch import nn
 
 from binarize_cli.binarize.layers import BINARY_LAYERS, is_candidate, kind
 from binarize_cli.binarize.matmuls import is_matmul
-from binarize_cli.binarize.observe import watch
+from binarize_cli.binarize.observe import observe_calls
 from binarize_cli.errors import InputError, closest
 from binarize_cli.recipe import Layers
 
@@ -53,7 +53,7 @@ def count_macs(net: nn.Module, example: torch.Tensor) -> dict[str, int]:
         counts[name] = counts.get(name, 0) + output[0].numel() * each
 
     watched = [name for name, m in net.named_modules() if is_candidate(m) or is_matmul(m)]
-    watch(net, watched, [example], count)
+    observe_calls(net, watched, [example], count)
     return counts
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.library import custom_op
 
-from binarize_cli.binarize.accumulator import Rule, accumulate
+from binarize_cli.binarize.accumulator import AccumulatorRule, accumulate
 
 CHUNK = 2**20  # sums under way at a time: what bounds the memory of tiles
 
@@ -23,7 +23,7 @@ def linear_in_tiles(rows: Tensor, weights: Tensor, overflow: str, shift: int) ->
     """[R, K] by [out, K] -> the sums [R, out], and where they overflowed on the way (bool)."""
 
     def sums(rows: Tensor) -> tuple[Tensor, Tensor]:
-        return matmul_in_tiles(rows, weights, Rule(overflow, shift), _by_row)
+        return matmul_in_tiles(rows, weights, AccumulatorRule(overflow, shift), _by_row)
 
     return _by_chunks(sums, len(weights), rows)
 
@@ -33,7 +33,7 @@ def batched_matmul_in_tiles(left: Tensor, right: Tensor, overflow: str, shift: i
     """[n, L, K] by [n, M, K], row by row -> the sums [n, L, M], and where they overflowed (bool)."""
 
     def sums(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-        return matmul_in_tiles(left, right, Rule(overflow, shift), _by_row)
+        return matmul_in_tiles(left, right, AccumulatorRule(overflow, shift), _by_row)
 
     return _by_chunks(sums, left.shape[1] * right.shape[1], left, right)
 
@@ -57,14 +57,14 @@ def conv_in_tiles(
 
     def sums(images: Tensor) -> tuple[Tensor, Tensor]:
         tile = tiles_of_conv(images, weights, groups, conv)
-        return accumulate(tile, weights[0].numel(), Rule(overflow, shift))
+        return accumulate(tile, weights[0].numel(), AccumulatorRule(overflow, shift))
 
     height, width = images.shape[2] // stride[0], images.shape[3] // stride[1]
     return _by_chunks(sums, len(weights) * height * width, images)
 
 
 def matmul_in_tiles(
-    left: Tensor, right: Tensor, rule: Rule, product: Callable[[Tensor, Tensor], Tensor]
+    left: Tensor, right: Tensor, rule: AccumulatorRule, product: Callable[[Tensor, Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
     """[..., L, K] by [..., M, K] -> what `accumulate` gives; `product` multiplies the rows of a tile."""
     return accumulate(lambda a, b: product(left[..., a:b], right[..., a:b]), left.shape[-1], rule)

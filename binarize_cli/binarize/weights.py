@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,66 +13,73 @@ from binarize_cli.binarize.quantizer import WeightQuantizer
 from binarize_cli.quantizers.autograd import ForwardBackward
 from binarize_cli.quantizers.functions import sign
 
+T = TypeVar("T")
+
+
+class WeightSource(Protocol):
+    """What a binary layer asks for its weights [out, ...]."""
+
+    def __call__(self) -> Tensor:
+        """Return the weights, scaled."""
+
+    def signs_and_scale(self) -> tuple[Tensor, Tensor]:
+        """Return the weights in units of the scale, +-1 where F is sign, and the scale [out]."""
+
 
 class LatentWeight(nn.Module):
-    """Float latents w* [out, ...], which the optimizer moves; called, alpha F(w* / n), for the network."""
+    """Float latents w* [out, ...], which the optimizer moves; called, it returns alpha F(w* / n)."""
 
     def __init__(self, weight: Tensor, quantizer: WeightQuantizer):
         super().__init__()
         self.quantizer = quantizer
         self.latent = nn.Parameter(weight.detach().clone().float())
-        learned = quantizer.scale_rule == "learned"
-        self.learned_scale = nn.Parameter(quantizer.magnitude(self.latent)) if learned else None
-        self.kept: dict[str, object] | None = None  # by `computed_once`
+        scale = quantizer.scale
+        self.learned_scale = nn.Parameter(scale.magnitude(self.latent)) if scale.learned else None
+        self.cache: dict[str, Any] | None = None  # by `computed_once`
 
     def forward(self) -> Tensor:
-        return self._keep("weights", self._weights)
+        return self._cached("weights", self._weights)
 
     def signs_and_scale(self) -> tuple[Tensor, Tensor]:
-        """The weights in units of alpha, +-1 where F is sign, shaped as the latents, and alpha [out]."""
-        return self._keep("units", self._units)
+        """Return the weights in units of alpha, +-1 where F is sign, and alpha [out]."""
+        return self._cached("signs_and_scale", self._signs_and_scale)
 
-    def _keep(self, name: str, compute):
-        if self.kept is None:
+    def _cached(self, name: str, compute: Callable[[], T]) -> T:
+        if self.cache is None:
             return compute()
-        if name not in self.kept:
-            self.kept[name] = compute()
-        return self.kept[name]
+        if name not in self.cache:
+            self.cache[name] = compute()
+        return self.cache[name]
 
     def _weights(self) -> Tensor:
         n, value = self._value()
-        alpha = self.quantizer.scale(self.latent, value, self.learned_scale)
+        alpha = self.quantizer.scale.alpha(self.latent, value, self.learned_scale)
         return ForwardBackward.apply(self.latent, n, alpha, lambda _: value, self.quantizer.B)
 
-    def _units(self) -> tuple[Tensor, Tensor]:
+    def _signs_and_scale(self) -> tuple[Tensor, Tensor]:
         n, value = self._value()
-        unit = self.quantizer.unit(value)
-        return ForwardBackward.apply(
-            self.latent, n, unit, lambda _: value, self.quantizer.B
-        ), self.hard_scale()
+        unit = self.quantizer.scale.per_unit(value)
+        signs = ForwardBackward.apply(self.latent, n, unit, lambda _: value, self.quantizer.B)
+        return signs, self.hard_scale()
 
     @torch.no_grad()
     def _value(self) -> tuple[Tensor, Tensor]:
-        """n and F(w* / n), which is computed once: alpha is taken from it too."""
+        """Return n and F(w* / n), which is computed once: alpha is taken from it too."""
         n = self.quantizer.normaliser(self.latent)
         return n, self.quantizer.F(self.latent / n)
 
     @torch.no_grad()
     def signs(self) -> Tensor:
-        """sign(w*), shaped as the latents."""
+        """Return sign(w*), shaped as the latents."""
         return sign(self.latent)
 
     def hard_scale(self) -> Tensor:
-        """alpha of the hard network, one number an output channel: [out]."""
-        q, out = self.quantizer, self.latent.shape[0]
-        if q.scale_rule == "none":
-            return torch.ones(out, device=self.latent.device)
-        alpha = q.magnitude(self.latent) if self.learned_scale is None else self.learned_scale
-        return alpha.reshape(-1).expand(out).clone()
+        """Return alpha of the hard network, one number an output channel: [out]."""
+        return self.quantizer.scale.hard_alpha(self.latent, self.learned_scale)
 
 
 class SignWeight(nn.Module):
-    """Fixed signs [out, ...] of +-1 (int8) and a scale [out]; called, their product in float32."""
+    """Fixed signs [out, ...] of +-1 (int8) and a scale [out]; called, it returns their product in float32."""
 
     def __init__(self, signs: Tensor, scale: Tensor):
         super().__init__()
@@ -83,7 +91,7 @@ class SignWeight(nn.Module):
         return self.signs * self.scale.view(-1, *[1] * (self.signs.dim() - 1))
 
     def signs_and_scale(self) -> tuple[Tensor, Tensor]:
-        """The signs in float32, and the scale [out]."""
+        """Return the signs in float32, and the scale [out]."""
         return self.signs.float(), self.scale
 
 
@@ -93,8 +101,8 @@ def computed_once(net: nn.Module) -> Iterator[None]:
     layers = [module for module in net.modules() if isinstance(module, LatentWeight)]
     try:
         for layer in layers:
-            layer.kept = {}
+            layer.cache = {}
         yield
     finally:
         for layer in layers:
-            layer.kept = None
+            layer.cache = None

@@ -50,7 +50,7 @@ def train(
 
     bnnpp bench train deit_tiny --batch-size 256 --data-dir imagenette --compile
     """
-    from binarize_cli.cli.binarize import validated
+    from binarize_cli.cli.binarize import recipe_from_flags
 
     flags = {
         "method": method,
@@ -58,32 +58,31 @@ def train(
         "train.opt": opt,
         "train.amp": amp,
     }
-    chosen = validated(recipe, flags, set_ or [])
+    chosen = recipe_from_flags(recipe, flags, set_ or [])
     kinds = o.known_tasks(tasks)
 
     from binarize_cli.models import names
 
     name = names.resolve(model)
 
-    from binarize_cli.bench import training
-    from binarize_cli.data.datasets import open_dataset
-    from binarize_cli.models.load import load
-    from binarize_cli.training.precision import allow_tf32, find_device
+    from binarize_cli.bench.training import measure_training
+    from binarize_cli.job import Job
 
-    where = find_device(device)
-    allow_tf32(chosen.train.amp, where)
-    setting = training.Setting(
-        model=load(name, pretrained=False, img_size=img_size),
-        dataset=open_dataset(dataset, data_dir),
+    job = Job(
+        command="bnnpp bench train",
+        model=name,
         recipe=chosen,
-        device=where,
+        dataset=dataset,
+        data_dir=data_dir,
+        img_size=img_size,
+        device=device,
         workers=workers,
         cache_gb=cache_gb,
         compile=compile,
     )
-    costs = training.compare(setting, kinds, steps)
+    costs = measure_training(job, kinds, steps)
     if as_json:
-        facts = {"model": name.name, "method": chosen.method, "device": str(where), "steps": steps}
+        facts = {"model": name.name, "method": chosen.method, "device": device, "steps": steps}
         ratios = {kind: _ratios(costs["float"], costs[kind]) for kind in kinds}
         result(json.dumps(facts | {kind: vars(cost) for kind, cost in costs.items()} | {"ratios": ratios}))
     else:
@@ -107,7 +106,7 @@ def score(
     opened = [read(file) for file in files]
 
     from binarize_cli.bench.scoring import speeds
-    from binarize_cli.training.precision import find_device
+    from binarize_cli.device import find_device
 
     rows = speeds(opened, batch_size, rounds, find_device(device))
     if as_json:

@@ -5,12 +5,30 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Sequence
+from functools import wraps
 from typing import Any
+
+import typer
 
 from binarize_cli import ranks, slurm
 from binarize_cli.cli import options as o
 from binarize_cli.console import result
 from binarize_cli.errors import InputError, Interrupted
+
+RECIPE_FLAGS = {
+    "method": "method",
+    "task": "task",
+    "epochs": "train.epochs",
+    "batch_size": "train.batch_size",
+    "lr": "train.lr",
+    "opt": "train.opt",
+    "sched": "train.sched",
+    "weight_decay": "train.weight_decay",
+    "amp": "train.amp",
+    "seed": "train.seed",
+}
+"""The flags that set a key of the recipe. All other flags are fields of the job, under the same name."""
 
 
 def binarize(
@@ -53,23 +71,31 @@ def binarize(
 
     bnnpp binarize torchvision/resnet18 --method bc --dataset cifar10 --set train.lr=1e-4
     """
-    flags = {
-        "method": method,
-        "task": task,
-        "train.epochs": epochs,
-        "train.batch_size": batch_size,
-        "train.lr": lr,
-        "train.opt": opt,
-        "train.sched": sched,
-        "train.weight_decay": weight_decay,
-        "train.amp": amp,
-        "train.seed": seed,
-    }
-    if weights is not None and no_pretrained:
+    folder, document = run_job(shlex.join(["bnnpp", *sys.argv[1:]]), dict(locals()))
+    result(json.dumps(document) if as_json else str(folder.packed))
+
+
+def flags_of(words: Sequence[str]) -> dict[str, Any]:
+    """Return the flags of `bnnpp binarize WORDS`, by name. Raises the command's usage errors."""
+    app = typer.Typer(add_completion=False)
+    app.command(cls=o.WithResume)(wraps(binarize)(lambda **given: given))
+    return app(list(words), standalone_mode=False)
+
+
+def run_job(command: str, flags: dict[str, Any]):
+    """Run the job that flags of `bnnpp binarize` ask for, by their names; return its folder and report.
+
+    Under SLURM a job that is stopped is queued again. Raises all that the pipeline raises.
+    """
+    flags = {name: value for name, value in flags.items() if name != "as_json"}
+    model, no_pretrained = flags.pop("model"), flags.pop("no_pretrained", False)
+    recipe, pairs = flags.pop("recipe", None), flags.pop("set_", None) or []
+    if flags.get("weights") is not None and no_pretrained:
         raise InputError(
             "--weights and --no-pretrained are mutually exclusive", hint="Leave one of them out."
         )
-    chosen = validated(recipe, flags, set_ or [])
+    keys = {key: flags.pop(name, None) for name, key in RECIPE_FLAGS.items()}
+    chosen = recipe_from_flags(recipe, keys, pairs)
 
     from binarize_cli.training.stop import StopRequest
 
@@ -77,51 +103,34 @@ def binarize(
         from binarize_cli.models import hub, names
 
         name = names.resolve(model)
-        if weights is None and not no_pretrained:
+        if flags.get("weights") is None and not no_pretrained:
             hub.check_reachable(name)  # before seconds go by in importing torch
 
-        from binarize_cli import pipeline, plan
+        from binarize_cli.job import Job
+        from binarize_cli.pipeline import run_pipeline
 
-        job = plan.Job(
-            command=shlex.join(["bnnpp", *sys.argv[1:]]),
-            model=name,
-            recipe=chosen,
-            dataset=dataset,
-            data_dir=data_dir,
-            weights=weights,
-            pretrained=not no_pretrained,
-            num_classes=num_classes,
-            img_size=img_size,
-            output=output,
-            device=device,
-            workers=workers,
-            cache_gb=cache_gb,
-            teacher_logits=teacher_logits,
-            resume=resume or ("auto" if slurm.inside() else "never"),
-            save_minutes=save_minutes,
-            compile=compile,
-            overwrite=overwrite and not slurm.restarted(),  # then it would be its own run that it replaces
-            skip_unreadable=skip_unreadable,
-        )
+        flags["resume"] = flags.get("resume") or ("auto" if slurm.inside() else "never")
+        # In a job that was queued again, what would be overwritten is the job's own run.
+        flags["overwrite"] = flags.get("overwrite", False) and not slurm.restarted()
+        job = Job(command=command, model=name, recipe=chosen, pretrained=not no_pretrained, **flags)
         try:
-            folder, document = pipeline.run(job, stop)
-        except Interrupted as left:
-            _leave(stop, left)
+            return run_pipeline(job, stop)
+        except Interrupted as interrupted:
+            _requeue(stop, interrupted)
             raise
-    result(json.dumps(document) if as_json else str(folder.packed))
 
 
-def _leave(stop, left: Interrupted) -> None:
-    """Under SLURM the job is queued again, unless it was Ctrl-C; the other ranks wait until that is done."""
+def _requeue(stop, interrupted: Interrupted) -> None:
+    """Queue a SLURM job again, unless it was Ctrl-C; the other ranks wait until that is done."""
     if slurm.inside() or ranks.world() > 1:
         stop.leaving()
-    if ranks.is_rank0() and left.exit_code == Interrupted.exit_code:
+    if ranks.is_rank0() and interrupted.exit_code == Interrupted.exit_code:
         slurm.requeue()
     ranks.barrier()
 
 
-def validated(name: str | None, flags: dict[str, Any], pairs: list[str]):
-    """The recipe of that name, or the task's default; then the flags, then `--set`; validated together."""
+def recipe_from_flags(name: str | None, flags: dict[str, Any], pairs: list[str]):
+    """Return the recipe of that name, or the task's default, with flags and `--set` applied, validated."""
     from binarize_cli import recipe_io
 
     given = [

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import shlex
 import statistics
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -112,32 +109,22 @@ def _seeds(text: str) -> list[int]:
 
 
 def _report(context: typer.Context, model: str, entry: Entry, seed: int, folder: Path) -> dict[str, Any]:
-    """The report of one run: finished before, or made now by `bnnpp binarize`, called as a user would."""
+    """Return the report of one run: finished before, or made now, as `bnnpp binarize` makes it."""
+    from binarize_cli.cli.binarize import flags_of, run_job
+
     run = RunFolder(folder / f"{entry.folder}-{seed}")
     places = ["--output", str(run.path), "--teacher-logits", str(folder / "teacher")]
-    words = ["binarize", model, *entry.flags, "--seed", str(seed), *places, *context.args]
+    words = [model, *entry.flags, "--seed", str(seed), *places, *context.args]
+    command = f"bnnpp binarize {shlex.join(words)}"
     if run.finished:
         document = json.loads(run.report.read_text())
         say(f"{entry.label}, seed {seed}: finished before, in {run.path}")
-        if (made := document["command"].removesuffix(" --resume")) != f"bnnpp {shlex.join(words)}":
-            warn(f"{entry.label}, seed {seed}: that was another command: {made}")
+        if (other := document["command"].removesuffix(" --resume")) != command:
+            warn(f"{entry.label}, seed {seed}: that was another command: {other}")
         return document
-    if run.started:
-        words.append("--resume")
-    say(f"{entry.label}, seed {seed}: bnnpp {shlex.join(words)}")
-    _call(words)
-    return json.loads(run.report.read_text())
-
-
-def _call(words: list[str]) -> None:
-    from binarize_cli.cli import app
-
-    before, sys.argv = sys.argv, ["bnnpp", *words]  # the report records the command line
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # the path of each file is no result of this command
-            app(words, standalone_mode=False)
-    finally:
-        sys.argv = before
+    say(f"{entry.label}, seed {seed}: {command}")
+    _, document = run_job(command, flags_of(words) | ({"resume": "always"} if run.started else {}))
+    return document
 
 
 def _row(entry: Entry, reports: list[dict[str, Any]]) -> dict[str, Any]:

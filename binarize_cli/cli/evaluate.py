@@ -38,12 +38,12 @@ def evaluate(
 
     from binarize_cli.data.decode import decode
     from binarize_cli.data.loaders import ScoreBatches
+    from binarize_cli.device import find_device, place
     from binarize_cli.evaluation import measure, worst_confusions
     from binarize_cli.models.load import Preprocessing
     from binarize_cli.packed.runtime import rebuild
     from binarize_cli.report.confusion import sparse
     from binarize_cli.report.tables import worst_table
-    from binarize_cli.training.precision import find_device, place
 
     where = find_device(device)
     net = place(rebuild(packed), where)

@@ -25,7 +25,7 @@ class Agreement:
 
 
 @torch.no_grad()
-def compare(hard: nn.Module, loaded: nn.Module, images: Tensor) -> Agreement:
+def compare_logits(hard: nn.Module, loaded: nn.Module, images: Tensor) -> Agreement:
     """Raises BnnppError where the logits differ by more than an accelerator's choice of kernels explains."""
     expected, found = hard.eval()(images), loaded.eval()(images)
     difference = float((expected - found).abs().max())

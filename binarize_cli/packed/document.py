@@ -13,10 +13,10 @@ import torchvision
 from binarize_cli import __version__
 from binarize_cli.binarize.select import Layer
 from binarize_cli.data.images import ImageDataset
+from binarize_cli.device import precision
 from binarize_cli.models.load import FloatModel
 from binarize_cli.packed.format import FORMAT
 from binarize_cli.recipe import Recipe
-from binarize_cli.training.precision import precision
 
 
 def packed_document(

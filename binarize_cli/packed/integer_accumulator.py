@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from binarize_cli.binarize.accumulator import Rule, accumulate
-from binarize_cli.binarize.float_accumulator import Window
+from binarize_cli.binarize.accumulator import AccumulatorRule, Window, accumulate
 from binarize_cli.binarize.tiles import joined, matmul_in_tiles, tiles_of_conv
 
 CHUNK = 2**24  # int8 inputs of products under way at a time
@@ -15,7 +14,7 @@ CHUNK = 2**24  # int8 inputs of products under way at a time
 class IntegerAccumulator(nn.Module):
     """As `FloatAccumulator`: signs arrive and sums leave in float32, which holds them exactly."""
 
-    def __init__(self, rule: Rule | None = None):
+    def __init__(self, rule: AccumulatorRule | None = None):
         super().__init__()
         self.rule = rule
 
@@ -31,7 +30,7 @@ class IntegerAccumulator(nn.Module):
         parts = [self._conv(some, kernels, window) for some in signs.split(max(1, CHUNK // each))]
         return joined(parts).float()
 
-    def pairs(self, left: Tensor, right: Tensor) -> Tensor:
+    def matmul(self, left: Tensor, right: Tensor) -> Tensor:
         """[..., L, K] of +-1 by [..., M, K], row by row -> [..., L, M]."""
         rows, columns = (side.to(torch.int8).flatten(0, -3) for side in (left, right))
         if rows.device.type == "cpu":

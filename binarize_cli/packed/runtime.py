@@ -8,11 +8,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from binarize_cli.binarize.accumulator import Rule
+from binarize_cli.binarize.accumulator import AccumulatorRule
 from binarize_cli.binarize.activations import Axes, SignInput
 from binarize_cli.binarize.blocks import rewrite_architecture
 from binarize_cli.binarize.convert import replace_layers
-from binarize_cli.binarize.layers import PAD_VALUES
+from binarize_cli.binarize.layers import BINARY_LAYERS, PAD_VALUES
 from binarize_cli.binarize.matmuls import BINARY_MATMULS
 from binarize_cli.errors import InputError
 from binarize_cli.models.build import build
@@ -65,13 +65,12 @@ def rebuild(file: PackedFile) -> nn.Module:
     tensors = {name: torch.from_numpy(array) for name, array in file.tensors.items()}
     names = [name.removesuffix(BITS) for name in tensors if name.endswith(BITS)]
     rest = {name: tensor for name, tensor in tensors.items() if not name.endswith(OWN)}
+    rows = {row["name"]: row for row in file.document["layers"]}
     try:
-        replace_layers(net, names, lambda name, layer: _packed_weight(name, layer, tensors))
-        for row in file.document["layers"]:
-            if row["name"] + ".input_scale" in tensors:
-                _binary_inputs(net.get_submodule(row["name"]), row, tensors, made["padding"])
-            elif row["name"] + ".left_scale" in tensors:
-                net.set_submodule(row["name"], _matmul(net.get_submodule(row["name"]), row, tensors))
+        replace_layers(net, names, lambda name, layer: _layer(name, layer, rows[name], tensors, made))
+        for name in rows:
+            if name + ".left_scale" in tensors:
+                net.set_submodule(name, _matmul(net.get_submodule(name), rows[name], tensors))
         net.load_state_dict(rest)  # copies float16 into float32
     except (AttributeError, KeyError, ValueError, RuntimeError) as error:
         hint = "The file is damaged, or the model has changed in this version of its library."
@@ -80,20 +79,25 @@ def rebuild(file: PackedFile) -> nn.Module:
     return net.eval()
 
 
-def _binary_inputs(layer: nn.Module, row: dict, tensors: dict[str, Tensor], padding: str) -> None:
-    """Inputs that become signs, sums in integers. A bias the model lacks holds what thresholds took."""
-    layer.input, layer.accumulator = _input(row["name"], "input", layer.axes, tensors), _sums(row)
-    layer.pad_value = PAD_VALUES[padding]
-    bias = row["name"] + ".bias"
-    if layer.bias is None and bias in tensors:
-        layer.bias = nn.Parameter(torch.zeros_like(tensors[bias], dtype=torch.float32))
+def _layer(name: str, layer: nn.Module, row: dict, tensors: dict[str, Tensor], made: dict) -> nn.Module:
+    """Return the binary form of a layer; with an input scale, its inputs become signs, summed in integers."""
+    source, binary = _packed_weight(name, layer, tensors), BINARY_LAYERS[type(layer)]
+    if name + ".input_scale" not in tensors:
+        return binary(layer, source)
+    signs = _input(name, "input", binary.axes, tensors)
+    made_of = binary(layer, source, signs, _accumulator(row), PAD_VALUES[made["padding"]])
+    if layer.bias is None and (bias := tensors.get(name + ".bias")) is not None:
+        made_of.bias = nn.Parameter(
+            torch.zeros_like(bias, dtype=torch.float32)
+        )  # it holds what thresholds took
+    return made_of
 
 
 def _matmul(module: nn.Module, row: dict, tensors: dict[str, Tensor]) -> nn.Module:
-    """The binary form of a matmul of attention."""
+    """Return the binary form of a matmul of attention."""
     sides = zip(("left", "right"), module.axes, strict=True)
     inputs = [_input(row["name"], side, axes, tensors) for side, axes in sides]
-    return BINARY_MATMULS[type(module)](*inputs, _sums(row))
+    return BINARY_MATMULS[type(module)](*inputs, _accumulator(row))
 
 
 def _input(name: str, side: str, axes: Axes, tensors: dict[str, Tensor]) -> SignInput:
@@ -102,9 +106,9 @@ def _input(name: str, side: str, axes: Axes, tensors: dict[str, Tensor]) -> Sign
     return SignInput(axes, None if threshold is None else threshold.float(), scale)
 
 
-def _sums(row: dict) -> IntegerAccumulator:
+def _accumulator(row: dict) -> IntegerAccumulator:
     rule = row["accumulator"]
-    return IntegerAccumulator(Rule(rule["overflow"], rule["shift"]) if rule else None)
+    return IntegerAccumulator(AccumulatorRule(rule["overflow"], rule["shift"]) if rule else None)
 
 
 def _packed_weight(name: str, layer: nn.Module, tensors: dict[str, Tensor]) -> PackedWeight:

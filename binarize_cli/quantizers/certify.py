@@ -92,7 +92,7 @@ class Certificate:
 
 def certify(method: Method, schedules: Mapping[str, Schedule] | None = None) -> Certificate:
     """Decide at the start, middle and end of the schedules; those given replace the method's own."""
-    if not method.maps and method.backward is None:
+    if not method.applies_map and method.backward is None:
         return Certificate("none", None, 1.0, "-", "-", _gap(method, method.values(1.0, schedules)))
     moments = MOMENTS if schedules or method.schedules else (1.0,)
     fault, at, names = None, 1.0, set()
@@ -106,7 +106,7 @@ def certify(method: Method, schedules: Mapping[str, Schedule] | None = None) -> 
     # At the end of its schedule a map may have become sign: it is named by its way there.
     known = [each for each in MAPS if each in names and (each != "sign" or len(names) == 1)]
     name = known[-1] if known else "x, held where T is flat"
-    kind = "map" if method.maps else "pair"
+    kind = "map" if method.applies_map else "pair"
     transform = _transform_name(method, method.values(0.0, schedules), known[-1] if known else "identity")
     if fault:
         name = transform = "-"
@@ -117,7 +117,7 @@ def _examine(method: Method, values: Mapping[str, float]) -> tuple[Fault | None,
     """The first fault at these parameters, and, where there is none, P's name (empty for none of ours)."""
     x = np.linspace(-REACH, REACH, POINTS)
     F = partial(method.F, values=values)
-    B = np.ones_like if method.maps else partial(method.B, values=values)
+    B = np.ones_like if method.applies_map else partial(method.B, values=values)
     rise, b = np.diff(F(x)), B(x)
     jump = _atoms(F, x[:-1], x[1:], rise)
     peak = max(np.abs(b).max(), 1.0)  # a B that has vanished everywhere is constant, not noise

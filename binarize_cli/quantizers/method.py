@@ -69,7 +69,7 @@ class Method:
     parts: tuple[str, ...] = ()
 
     @property
-    def maps(self) -> bool:
+    def applies_map(self) -> bool:
         """Whether a proximal map is applied to the weights beside the optimizer's step."""
         return self.update in ("map-after-step", "map-before-step")
 

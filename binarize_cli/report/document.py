@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from binarize_cli.binarize.batchnorm import Reestimation
 from binarize_cli.data.images import ImageDataset
 from binarize_cli.evaluation import Measurement, worst_confusions
 from binarize_cli.packed.agreement import Agreement
 from binarize_cli.packed.format import PackedFile
 from binarize_cli.report.confusion import sparse
-from binarize_cli.training.batchnorm import Reestimation
 from binarize_cli.training.log import EpochRow
 
 
@@ -50,7 +50,7 @@ def report_document(
         "agreement": agreement.to_json(),
         "batchnorm": batchnorm.to_json() if batchnorm else None,
         "best_epoch": best_epoch(rows),
-        "epochs": [vars(row) for row in rows],
+        "epochs": [row.to_json() for row in rows],
         "layers": account["layers"],
         "bytes": account["bytes"],
         "macs": account["macs"],

@@ -91,29 +91,15 @@ def _losses(rows: Sequence[Mapping], twofold: bool) -> Chart:
 
 def _schedule(rows: Sequence[Mapping]) -> Chart:
     """Return the learning rate and the method's parameters, each as a share of its largest value."""
-    names = list(dict.fromkeys(name for row in rows for name in parameters(row["parameters"])))
+    names = list(dict.fromkeys(name for row in rows for name in row["parameters"]))
     columns = {"lr": _column(rows, "lr")}
-    columns |= {
-        name: [(row["epoch"], parameters(row["parameters"]).get(name)) for row in rows] for name in names
-    }
+    columns |= {name: [(row["epoch"], row["parameters"].get(name)) for row in rows] for name in names}
     lines = []
     for style, (name, points) in enumerate(columns.items()):
         peak = max((abs(y) for _, y in points if y is not None), default=0)
         shares = [(x, None if y is None else y / (peak or 1)) for x, y in points]
         lines.append(Series(f"{name}, 1 = {peak:.3g}", shares, (2, 4, 3, 5)[style % 4]))
     return line_chart("schedule", lines, height=130, y_range=(0, 1))
-
-
-def parameters(text: str) -> dict[str, float]:
-    """Return the numbers in `mu=30 F=sign`: mu is 30."""
-    found = {}
-    for word in text.split():
-        name, _, value = word.partition("=")
-        try:
-            found[name] = float(value)
-        except ValueError:
-            continue
-    return found
 
 
 def movement(flips: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -32,9 +33,12 @@ class Display:
         if live():  # it would end with an empty line
             self.progress.stop()
 
-    def step(self, number: int, loss: float, images_per_second: float, parameters: str) -> None:
-        """After a step: its number (from 1), loss, speed, and the method's parameters."""
-        facts = f"loss {loss:.4f}  {images_per_second:.0f} images/s  {parameters}  {self.accuracy}"
+    def step(
+        self, number: int, loss: float, images_per_second: float, parameters: Mapping[str, float], hard: bool
+    ) -> None:
+        """Show a step: its number (from 1), loss, speed, the method's parameters, whether F is sign."""
+        speed = f"{images_per_second:.0f} images/s"
+        facts = f"loss {loss:.4f}  {speed}  {_shown(parameters, hard)}  {self.accuracy}"
         self.progress.update(self.task, completed=number, facts=facts)
         if not live() and time.monotonic() - self.printed >= PLAIN_EVERY:
             self.printed = time.monotonic()
@@ -44,7 +48,7 @@ class Display:
             )
 
     def epoch(self, row: EpochRow, epochs: int) -> None:
-        """After an epoch was scored."""
+        """Show an epoch that was scored."""
         soft = f"soft {row.soft_top1:.2f}  " if row.stage == "binary" else ""
         name = "hard" if row.stage == "binary" else "top-1"
         self.accuracy = f"{soft}{name} {row.hard_top1:.2f}"
@@ -52,5 +56,10 @@ class Display:
         loss = "" if row.loss is None else f"loss {row.loss:.4f}  "
         speed = f"{row.images_per_second:.0f} images/s  {row.seconds:.1f} s" if row.seconds else ""
         where = f"{self.stage} epoch {row.epoch}/{epochs}"
-        line = f"{where}  {loss}{self.accuracy}  {flips}{row.parameters}  {speed}"
+        line = f"{where}  {loss}{self.accuracy}  {flips}{_shown(row.parameters, row.hard)}  {speed}"
         say(line.rstrip())
+
+
+def _shown(parameters: Mapping[str, float], hard: bool) -> str:
+    """Return the parameters for people: `mu=30`, and `F=sign` if it is."""
+    return " ".join([f"{name}={value:.4g}" for name, value in parameters.items()] + ["F=sign"] * hard)

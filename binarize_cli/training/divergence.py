@@ -1,4 +1,4 @@
-"""Names the layer where training left the numbers."""
+"""Name the layer in which the loss or gradient became NaN or infinite."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ def first_nonfinite_layer(net: nn.Module, inputs: Tensor) -> str | None:
     def watch(name):
         return lambda module, args, out: bad.append(name) if not bad and not _finite(out) else None
 
-    leaves = [(n, m) for n, m in net.named_modules() if not list(m.children())]
-    hooks = [m.register_forward_hook(watch(n)) for n, m in leaves]
+    hooks = [m.register_forward_hook(watch(n)) for n, m in net.named_modules()]  # the innermost ends first
     net(inputs)
     for hook in hooks:
         hook.remove()
-    return bad[0] if bad else None
+    return bad[0].removesuffix(".source") if bad else None
 
 
 def diverged(net: nn.Module, inputs: Tensor, step: int, kept: str) -> Diverged:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from binarize_cli.binarize.convert import binary_weights
+from binarize_cli.binarize.convert import latent_weights
 
 
 class FlipCounter:
@@ -16,7 +16,7 @@ class FlipCounter:
         self.before = self._signs()
 
     def _signs(self) -> list[Tensor]:
-        return [weight.latent.detach() >= 0 for _, weight in binary_weights(self.net)]
+        return [weight.latent.detach() >= 0 for _, weight in latent_weights(self.net)]
 
     def ratio(self) -> float | None:
         """The share flipped since the last call; None for a network without binary layers."""

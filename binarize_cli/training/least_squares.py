@@ -10,10 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from binarize_cli.binarize.phase import Phase
 from binarize_cli.binarize.quantizer import WeightQuantizer
 from binarize_cli.binarize.weights import LatentWeight
 from binarize_cli.quantizers.functions import sign
-from binarize_cli.recipe import Quantizer, Recipe
+from binarize_cli.quantizers.methods import find_method
+from binarize_cli.quantizers.scales import SCALES
 from binarize_cli.training.updates import update_rule
 
 
@@ -49,17 +51,18 @@ def make_problems(count: int, equations: int = 20, unknowns: int = 10) -> Proble
 
 def solve(method: str, problems: Problems, steps: int, rate: float) -> Tensor:
     """The binary w [n, d] a method ends with: SGD with a falling rate on bare weights (alpha = 1, n = 1)."""
-    quantizer = WeightQuantizer(Recipe(method=method, quantizer=Quantizer(scale="none", normalize="none")))
+    chosen = find_method(method)
+    quantizer = WeightQuantizer(chosen, chosen.schedules, normalize=None, scale=SCALES["none"])
     start = torch.linalg.lstsq(problems.A, problems.b[..., None]).solution[..., 0]  # the float solution
-    net = nn.Sequential()
+    net = nn.Module()
     net.weight = LatentWeight(start, quantizer)
     net.weight.latent.data = start.clone()  # float64
     optimizer = torch.optim.SGD(net.parameters(), lr=rate)
-    for step in range(steps if quantizer.method.trains else 0):
-        quantizer.move_to(step / max(steps - 1, 1))
+    for step in range(steps if chosen.trains else 0):
+        quantizer.enter(Phase.at(step / max(steps - 1, 1)))
         optimizer.param_groups[0]["lr"] = rate * (1 - step / steps)
         optimizer.zero_grad()
         problems.loss(net.weight()).sum().backward()
-        with update_rule(net, quantizer):
+        with update_rule(net):
             optimizer.step()
     return sign(net.weight.latent.detach())

@@ -1,39 +1,31 @@
-"""The training loop. It knows neither methods nor models: those lie in the quantizer and the network."""
+"""The training loop: epochs of steps, scoring, the best epoch, and the state to resume from."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import torch
-from timm.data import Mixup
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from binarize_cli import ranks
-from binarize_cli.binarize.convert import binary_weights
-from binarize_cli.binarize.quantizer import WeightQuantizer
+from binarize_cli.binarize.phase import Phase
+from binarize_cli.binarize.prepare import BinaryNetwork
 from binarize_cli.errors import InputError, Interrupted
+from binarize_cli.evaluation import Measurement
 from binarize_cli.recipe import Train
 from binarize_cli.training import state
 from binarize_cli.training.display import Display
-from binarize_cli.training.divergence import diverged
 from binarize_cli.training.flips import FlipCounter
 from binarize_cli.training.log import EpochRow
 from binarize_cli.training.objective import Objective
-from binarize_cli.training.optimizer import make_optimizer, make_scheduler
-from binarize_cli.training.precision import autocast_type, compiled
-from binarize_cli.training.score import Score
+from binarize_cli.training.parallel import mean_over_ranks
+from binarize_cli.training.phases import PhasePlan, Stage
+from binarize_cli.training.step import Batch, Step
 from binarize_cli.training.stop import EXIT_CODES, StopRequest
-from binarize_cli.training.updates import update_rule
-
-Batch = tuple[Tensor, Tensor]  # images [M, C, H, W] and targets [M] of a micro-batch
 
 
 class TrainingBatches(Protocol):
@@ -60,62 +52,62 @@ class Position:
     best: float = -1.0
 
 
+@dataclass
+class Saving:
+    """Where and when the state is saved: after every epoch, every `minutes`, and when `stop` asks for it."""
+
+    folder: Path
+    stop: StopRequest = field(default_factory=StopRequest)
+    minutes: float = 10.0
+
+
 class Trainer:
     """Fine-tunes `net` in place for `train.epochs` epochs and leaves it at its best epoch.
 
-    `score(net)` measures a network on the validation images; `stage` is `float` or `binary`; `folder`
-    holds the state, from which `resume` continues, saved after every epoch and `save_minutes`. Every step
-    draws its random numbers from generators seeded by (seed, step, rank), so that a resumed run repeats an
-    uninterrupted one without their state.
+    `binary` is what the network belongs to, None for a float one; `score(net)` measures a network on the
+    validation images.
     """
 
     def __init__(
         self,
         net: nn.Module,
         *,
-        stage: str,
-        quantizer: WeightQuantizer | None,
+        stage: Stage,
+        binary: BinaryNetwork | None,
+        inputs_frozen: bool = False,
         batches: TrainingBatches,
         objective: Objective,
         train: Train,
         classes: int,
         device: torch.device,
-        score: Callable[[nn.Module], Score],
-        folder: Path,
-        stop: StopRequest | None = None,
-        save_minutes: float = 10.0,
+        score: Callable[[nn.Module], Measurement],
+        saving: Saving,
         compile: bool = False,
     ):
-        self.net, self.stage, self.quantizer = net, stage, quantizer
-        self.batches, self.objective, self.train = batches, objective, train
-        self.device, self.score, self.folder = device, score, folder
-        self.stop, self.save_minutes = stop or StopRequest(), save_minutes
+        self.net, self.stage, self.binary = net, stage, binary
+        self.batches, self.train, self.device = batches, train, device
+        self.score, self.saving = score, saving
         self.steps = train.epochs * len(batches)
-        self.optimizer = make_optimizer(net, train)
-        self.scheduler = make_scheduler(self.optimizer, train, self.steps)
-        self.amp = autocast_type(train.amp, device)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp is torch.float16)
-        self.ema = ModelEmaV3(net, decay=train.ema) if train.ema else None
-        self.mixup = None
-        if train.mixup or train.cutmix:
-            self.mixup = Mixup(train.mixup, train.cutmix, label_smoothing=0.0, num_classes=classes)
+        self.step = Step(
+            net,
+            binary=binary,
+            phases=PhasePlan(stage, self.steps, train.harden, inputs_frozen),
+            objective=objective,
+            train=train,
+            classes=classes,
+            device=device,
+            compile=compile,
+        )
         self.flips = FlipCounter(net)
-        self.shared = ranks.wrap_ddp(net)
-        self.forward = compiled(self.shared) if compile else self.shared
-        self.at = Position()
+        self.position = Position()
         self.best: dict[str, Tensor] = {}  # the state dict of the best epoch, on the CPU
         self.saved = time.monotonic()
         self.rows: list[EpochRow] = []
 
     @property
-    def scored(self) -> nn.Module:
-        """The network that is scored and kept: the averaged one where there is one."""
-        return self.ema.module if self.ema else self.net
-
-    @property
-    def done(self) -> int:
+    def global_step(self) -> int:
         """Steps taken, over all epochs."""
-        return self.at.epoch * len(self.batches) + self.at.step
+        return self.position.epoch * len(self.batches) + self.position.step
 
     def run(
         self, resume: bool = False, on_epoch: Callable[[list[EpochRow]], None] = lambda rows: None
@@ -123,14 +115,14 @@ class Trainer:
         """Train to the end. Raises Diverged, and Interrupted after saving when a signal came."""
         if resume:
             self._restore()
-        with self.stop.in_training(), Display(self.stage, self.steps, self.done) as display:
+        with self.saving.stop.in_training(), Display(self.stage, self.steps, self.global_step) as display:
             if not self.rows:
                 self._finish_epoch(0, display)
                 on_epoch(self.rows)
-            while self.at.epoch < self.train.epochs:
+            while self.position.epoch < self.train.epochs:
                 self._epoch(display)
-                self._finish_epoch(self.at.epoch + 1, display)
-                self.at = Position(epoch=self.at.epoch + 1, best=self.at.best)
+                self._finish_epoch(self.position.epoch + 1, display)
+                self.position = Position(epoch=self.position.epoch + 1, best=self.position.best)
                 on_epoch(self.rows)
                 self._save()
                 self._leave_if(self._stop_code())
@@ -138,203 +130,159 @@ class Trainer:
         return self.rows
 
     def _epoch(self, display: Display) -> None:
-        """The rest of the present epoch, step by step."""
+        """Take the rest of the present epoch's steps."""
         self.net.train()
         started = time.perf_counter()
-        micro_batches = iter(self.batches.epoch(self.at.epoch, start=self.at.step))
+        micro_batches = iter(self.batches.epoch(self.position.epoch, start=self.position.step))
         for batches in zip(*[micro_batches] * self.batches.accumulate, strict=True):
-            number = self.done
+            number = self.global_step
             loss, stop = self.take_step(batches, number)
             now = time.perf_counter()
             speed = self.batches.batch_size / (now - started)
-            self.at = replace(
-                self.at,
-                step=self.at.step + 1,
-                loss=self.at.loss + loss,
-                seconds=self.at.seconds + now - started,
+            self.position = replace(
+                self.position,
+                step=self.position.step + 1,
+                loss=self.position.loss + loss,
+                seconds=self.position.seconds + now - started,
             )
             started = now
-            display.step(number + 1, loss, speed, self.parameters())
-            if stop or time.monotonic() - self.saved >= 60 * self.save_minutes:
+            display.step(number + 1, loss, speed, self._parameters(), self._hard())
+            if stop or time.monotonic() - self.saved >= 60 * self.saving.minutes:
                 self._save()
             self._leave_if(stop)
 
+    def take_step(self, batches: Sequence[Batch], number: int) -> tuple[float, int]:
+        """Take step `number`; return its loss, and the exit code that a signal asks for. Raises Diverged."""
+        alone = ranks.world() == 1
+        loss, means = self.step.take(batches, number, list if alone else self._codes, self._kept)
+        return loss, self.saving.stop.code if alone else _first_code(means)
+
     def _stop_code(self) -> int:
-        """The exit code that a signal to any rank asks for; 0 where none came."""
-        return _first_code(ranks.reduce_sum(torch.stack(self._codes())).tolist())
+        """Return the exit code that a signal to any rank asks for; 0 if none came."""
+        return _first_code(mean_over_ranks(self._codes()))
 
     def _codes(self) -> list[Tensor]:
-        """For each exit code, whether a signal to this rank asks for it."""
-        return [torch.tensor(float(self.stop.code == code), device=self.device) for code in EXIT_CODES]
+        """Return, for each exit code, whether a signal to this rank asks for it."""
+        return [torch.tensor(float(self.saving.stop.code == code), device=self.device) for code in EXIT_CODES]
 
     def _leave_if(self, code: int) -> None:
-        """Raises Interrupted when a signal came; the state is saved by then."""
+        """Raise Interrupted if a signal came; the state is saved by then."""
         if code:
-            what = f"stopped after step {self.done}; the state is in {self.folder}"
+            what = f"stopped after step {self.global_step}; the state is in {self.saving.folder}"
             hint = "Run the same command with --resume to continue."
             raise Interrupted(what, exit_code=code, hint=hint)
 
-    def take_step(self, batches: Sequence[Batch], number: int) -> tuple[float, int]:
-        """One update of the latents; returns the loss, and the exit code where a signal came.
+    def _parameters(self) -> dict[str, float]:
+        """Return the method's parameters now, such as {"mu": 30.0}."""
+        return self.binary.quantizer.parameter_values() if self.binary else {}
 
-        Raises Diverged on an infinite loss or gradient; no step is taken with it.
-        """
-        self._seed(number)
-        was_hard = self.quantizer is not None and self.quantizer.hard
-        self._advance(number)
-        if self.quantizer and self.quantizer.hard and self.quantizer.has_soft_phase and not was_hard:
-            self._forget_latents()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss, inputs = self._gradient(batches, number)
-        self.scaler.unscale_(self.optimizer)
-        norm = get_total_norm([p.grad for p in self.net.parameters() if p.grad is not None])
-        value, size, stop = self._over_ranks(loss, norm)
-        if not np.isfinite(value):
-            self.optimizer.zero_grad(set_to_none=True)  # whatever is in there came from the loss
-            raise diverged(self.net, inputs, number + 1, self._kept())
-        if not self.scaler.is_enabled() and not np.isfinite(size):  # the scaler skips such steps itself
-            raise diverged(self.net, inputs, number + 1, self._kept())
-        if self.train.clip_grad:
-            clip_grads_with_norm_(self.net.parameters(), self.train.clip_grad, norm)
-        with update_rule(self.net, self.quantizer):
-            self.scaler.step(self.optimizer)
-        self.scaler.update()
-        if self.ema:
-            self.ema.update(self.net)
-        return value, stop
-
-    def _gradient(self, batches: Sequence[Batch], number: int) -> tuple[Tensor, Tensor]:
-        """Adds up the gradient of the micro-batches' mean loss; returns that loss, and the last images.
-
-        Ranks exchange gradients once, with the last micro-batch.
-        """
-        total = torch.zeros((), device=self.device)
-        for left, (inputs, targets) in zip(range(len(batches))[::-1], batches, strict=True):
-            inputs = inputs.to(self.device, non_blocking=True)
-            targets = targets.to(self.device, non_blocking=True)
-            if self.mixup:
-                inputs, targets = self.mixup(inputs, targets)
-            alone = left and self.shared is not self.net
-            with self.shared.no_sync() if alone else nullcontext():
-                with torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None):
-                    logits = self.forward(inputs)
-                    loss = self.objective(inputs, logits, targets, number) / len(batches)
-                self.scaler.scale(loss).backward()
-            total += loss.detach()
-        return total, inputs
-
-    def _over_ranks(self, loss: Tensor, norm: Tensor) -> tuple[float, float, int]:
-        """The mean loss, the norm and the exit code asked for: one exchange, one wait for the device."""
-        if ranks.world() == 1:
-            return *torch.stack([loss, norm]).tolist(), self.stop.code
-        facts = ranks.reduce_mean(torch.stack([loss, norm, *self._codes()]))
-        value, size, *asked = facts.tolist()
-        return value, size, _first_code(asked)
-
-    def _seed(self, number: int) -> None:
-        seed = self.train.seed * 1_000_003 + number
-        torch.manual_seed(seed + 7_919_000_017 * ranks.rank())  # dropout, stochastic depth
-        if self.mixup:  # timm's draws from NumPy's global generator; it mixes alike on every rank
-            np.random.seed(seed % 2**32)
-
-    def _advance(self, number: int) -> None:
-        """Learning rate, method parameters and hardness for a step. F is sign in the last `harden` steps."""
-        self.scheduler.step_update(number)
-        if self.quantizer:
-            soft = self.steps * (1 - self.train.harden)
-            self.quantizer.hard = self.train.harden > 0 and number >= soft
-            self.quantizer.move_to(number / max(soft - 1, 1))
-
-    def _forget_latents(self) -> None:
-        """Drop the optimizer's moments of the latents: gradients of the soft pair are of another size."""
-        for _, weight in binary_weights(self.net):
-            self.optimizer.state.pop(weight.latent, None)
-
-    def parameters(self) -> str:
-        """The method's parameters now, such as `mu=30`."""
-        if not self.quantizer:
-            return ""
-        shown = [f"{name}={float(value):.4g}" for name, value in self.quantizer.values.items()]
-        return " ".join(shown + ["F=sign"] * self.quantizer.hard)
+    def _hard(self) -> bool:
+        """Return whether F is sign now, of the weights or, while these are float, of the inputs."""
+        return self.binary is not None and "hard" in (
+            self.binary.phase.weights.mode,
+            self.binary.phase.inputs.mode,
+        )
 
     def _finish_epoch(self, number: int, display: Display) -> None:
         """Score, keep the network if its signs are the best so far, and note the row."""
-        ranks.broadcast(self.scored.buffers())  # BatchNorm's may differ: every rank has seen its own images
-        soft = hard = self.score(self.scored)
-        if self.quantizer and not self.quantizer.hard:
-            with self.quantizer.hardened():
-                hard = self.score(self.scored)
-        steps = self.at.step
+        net = self.step.eval_net
+        ranks.broadcast(net.buffers())  # BatchNorm's may differ: every rank has seen its own images
+        soft = hard = self.score(net)
+        if self.binary and not self._hard():
+            hard = self._score_in(self.binary.phase.hardened())
+        steps = self.position.step
         row = EpochRow(
             stage=self.stage,
             epoch=number,
-            loss=round(self.at.loss / steps, 6) if steps else None,
+            loss=round(self.position.loss / steps, 6) if steps else None,
             soft_top1=soft.top1,
             soft_loss=soft.loss,
             hard_top1=hard.top1,
             hard_loss=hard.loss,
-            lr=self.optimizer.param_groups[0]["lr"],
-            parameters=self.parameters(),
+            lr=self.step.optimizer.param_groups[0]["lr"],
+            hard=self._hard(),
             flip_ratio=self.flips.ratio() if steps else None,
-            seconds=round(self.at.seconds, 2),
-            images_per_second=round(steps * self.batches.batch_size / self.at.seconds, 1) if steps else 0.0,
+            seconds=round(self.position.seconds, 2),
+            images_per_second=(
+                round(steps * self.batches.batch_size / self.position.seconds, 1) if steps else 0.0
+            ),
+            parameters=self._parameters(),
         )
         self.rows.append(row)
         display.epoch(row, self.train.epochs)
-        if hard.top1 >= self.at.best:  # of equals the later one, which is the harder
-            self.at.best = hard.top1
-            self.best = {k: v.detach().cpu().clone() for k, v in self.scored.state_dict().items()}
+        if hard.top1 >= self.position.best:  # of equals the later one, which is the harder
+            self.position.best = hard.top1
+            self.best = {k: v.detach().cpu().clone() for k, v in net.state_dict().items()}
+
+    def _score_in(self, phase: Phase) -> Measurement:
+        """Score the network in another phase than the present one."""
+        present = self.binary.phase
+        self.step.enter(phase)
+        try:
+            return self.score(self.step.eval_net)
+        finally:
+            self.step.enter(present)
 
     def _kept(self) -> str:
-        kept = state.kept(self.folder)
-        return f"The last good state is kept in {kept[0]}." if kept else "No epoch had ended yet."
+        """Say which state a person can go back to."""
+        saved = state.saved_states(self.saving.folder)
+        return f"The last good state is kept in {saved[0]}." if saved else "No epoch had ended yet."
 
     def _save(self) -> None:
         self.saved = time.monotonic()
+        net = self.step.parallel.state_dict()
         if not ranks.is_rank0():
             return
         state.save_newest(
-            self.folder,
-            self.done,
+            self.saving.folder,
+            self.global_step,
             {
-                "position": vars(self.at),
-                "rows": [vars(row) for row in self.rows],
-                "net": self.net.state_dict(),
+                "position": vars(self.position),
+                "rows": [row.to_json() for row in self.rows],
+                "net": net,
                 "best": self.best,
-                "ema": self.ema.state_dict() if self.ema else None,
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
+                "ema": self.step.ema.state_dict() if self.step.ema else None,
+                "optimizer": self.step.optimizer.state_dict(),
+                "scaler": self.step.scaler.state_dict(),
                 "signs": self.flips.before,
             },
         )
 
     def _restore(self) -> None:
-        """Raises InputError where no state is whole, or where this rank does not see that of the first."""
-        saved = state.load_newest(self.folder)
+        """Raise InputError if no state is whole, or if this rank does not see that of the first."""
+        saved = state.load_newest(self.saving.folder)
         there = saved["position"] if saved else None
         if ranks.broadcast_from_rank0(lambda: there) != there:
             hint = "All nodes must see the run folder: put --output on a shared file system."
-            raise InputError("not the state that the first rank sees", where=str(self.folder), hint=hint)
+            raise InputError(
+                "not the state that the first rank sees", where=str(self.saving.folder), hint=hint
+            )
         if saved is None:
             return
-        self.at = Position(**there)
+        self.position = Position(**there)
         self.rows = [EpochRow(**row) for row in saved["rows"]]
-        self.net.load_state_dict(saved["net"])
-        if self.ema:
-            self.ema.load_state_dict(saved["ema"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.scaler.load_state_dict(saved["scaler"])
+        self.step.parallel.load_state_dict(saved["net"])
+        if self.step.ema:
+            self.step.ema.load_state_dict(saved["ema"])
+        self.step.optimizer.load_state_dict(saved["optimizer"])
+        self.step.scaler.load_state_dict(saved["scaler"])
         self.flips.before = [signs.to(self.device) for signs in saved["signs"]]
         self.best = saved["best"]
-        if self.done:
-            self._advance(self.done - 1)  # the last step may have been the last of an epoch, to be scored yet
+        if self.global_step:  # the last step may have been the last of an epoch, to be scored yet
+            self.step.advance(self.global_step - 1)
 
     def _load_best(self) -> None:
-        self.net.load_state_dict(self.best)
-        if self.quantizer:
-            self.quantizer.move_to(1.0)
+        self.step.parallel.load_state_dict(self.best)
+        if self.binary:
+            last = self.step.phases.at(max(self.steps - 1, 0)) if self.steps else self.step.phases.start()
+            self.step.enter(_at_end(last))
+
+
+def _at_end(phase: Phase) -> Phase:
+    """Return the phase with its schedules run through."""
+    return Phase(replace(phase.weights, progress=1.0), replace(phase.inputs, progress=1.0))
 
 
 def _first_code(asked: Sequence[float]) -> int:
-    """Of the shares of ranks that ask for each of EXIT_CODES, the first that is not zero."""
+    """Return the first of EXIT_CODES that any rank asks for, by the shares of ranks that do; 0 if none."""
     return next((code for code, share in zip(EXIT_CODES, asked, strict=True) if share), 0)

@@ -43,7 +43,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     return torch.load(io.BytesIO(content), map_location=device, weights_only=True)
 
 
-def kept(folder: Path) -> list[Path]:
+def saved_states(folder: Path) -> list[Path]:
     """The states in a folder, the newest first."""
     found = {path: NAME.fullmatch(path.name) for path in folder.glob("step-*.state")}
     return sorted((p for p, match in found.items() if match), key=lambda p: int(found[p][1]), reverse=True)
@@ -53,7 +53,10 @@ def save_newest(folder: Path, steps: int, state: dict[str, Any]) -> Path:
     """Write the state after so many steps, and keep the last two. Raises InputError when the disk is full."""
     path = folder / f"step-{steps:08}.state"
     save(path, state)
-    for old in (*kept(folder)[KEPT:], *folder.glob(".step-*")):  # also what a killed process was writing
+    for old in (
+        *saved_states(folder)[KEPT:],
+        *folder.glob(".step-*"),
+    ):  # also what a killed process was writing
         old.unlink(missing_ok=True)
     return path
 
@@ -64,7 +67,7 @@ def load_newest(folder: Path) -> dict[str, Any] | None:
     Raises InputError where there are states, but no whole one.
     """
     fault = None
-    for path in kept(folder):
+    for path in saved_states(folder):
         try:
             found = load(path)
         except InputError as error:

@@ -69,26 +69,26 @@ class LogitCache:
 class Teacher:
     """The float network, frozen: images of a step [N, C, H, W] -> its logits [N, classes], in float32."""
 
-    def __init__(self, net: nn.Module, kept: LogitCache | None = None):
-        self.net, self.kept = net.eval().requires_grad_(False), kept
-        self.blocks: Watched | None = None
+    def __init__(self, net: nn.Module, cache: LogitCache | None = None):
+        self.net, self.cache = net.eval().requires_grad_(False), cache
+        self.blocks: BlockOutputs | None = None
 
-    def watch(self, student: nn.Module) -> None:
+    def observe_blocks(self, student: nn.Module) -> None:
         """Remember the outputs of the blocks of both networks, for `distance`."""
-        self.blocks = Watched(self.net, student)
+        self.blocks = BlockOutputs(self.net, student)
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor, step: int) -> Tensor:
-        known = self.kept.find(step, inputs.device) if self.kept else None
+        known = self.cache.find(step, inputs.device) if self.cache else None
         if known is not None:
             return known
         logits = self.net(inputs).float()
-        if self.kept:
-            self.kept.add(step, logits)
+        if self.cache:
+            self.cache.add(step, logits)
         return logits
 
 
-class Watched:
+class BlockOutputs:
     """The outputs of the residual or transformer blocks of a teacher and its student in their last passes."""
 
     def __init__(self, teacher: nn.Module, student: nn.Module):

@@ -7,26 +7,24 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from binarize_cli.binarize.convert import binary_weights
-from binarize_cli.binarize.quantizer import WeightQuantizer
+from binarize_cli.binarize.convert import latent_weights
 
 
 @contextmanager
-def update_rule(net: nn.Module, quantizer: WeightQuantizer | None) -> Iterator[None]:
-    """Around an optimizer's step, whichever optimizer it is.
+def update_rule(net: nn.Module) -> Iterator[None]:
+    """Wrap an optimizer's step, whichever optimizer it is, in the proximal maps that the method asks for.
 
-    forward-backward: nothing; F and B have done it all. map-before-step (reverse ProxConnect): the gradient
+    forward-backward: none; F and B have done it all. map-before-step (reverse ProxConnect): the gradient
     was taken at the latent weights, the step starts from the mapped ones. map-after-step (ProxQuant): the
     weights that the step arrived at are mapped.
     """
-    update = quantizer.method.update if quantizer else "plain"
-    if update == "map-before-step":
-        _map_all(net, quantizer)
+    _map(net, "map-before-step")
     yield
-    if update == "map-after-step":
-        _map_all(net, quantizer)
+    _map(net, "map-after-step")
 
 
-def _map_all(net: nn.Module, quantizer: WeightQuantizer) -> None:
-    for _, weight in binary_weights(net):
-        quantizer.map_(weight.latent)
+def _map(net: nn.Module, rule: str) -> None:
+    """Map, in place, the latents whose method has this rule."""
+    for _, weight in latent_weights(net):
+        if weight.quantizer.method.update == rule:
+            weight.quantizer.map_(weight.latent)

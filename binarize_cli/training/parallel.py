@@ -1,24 +1,57 @@
-"""BatchNorm over ranks, and after hardening: its statistics were those of the soft network."""
+"""Training on several ranks: everything that knows of DistributedDataParallel. One rank trains as it is.
+
+Another way to spread a network over devices (FSDP, say) would be another class with these methods.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from binarize_cli import ranks
-from binarize_cli.training.score import Score
-
-ENOUGH_IMAGES = 10_000  # of which the statistics have long settled
 
 
-def has_batchnorm(net: nn.Module) -> bool:
-    """Whether the network has running statistics to re-estimate."""
-    return any(isinstance(m, _BatchNorm) and m.track_running_stats for m in net.modules())
+class DataParallel:
+    """A network of which every rank has a copy; gradients are the means over all ranks.
+
+    `net` is what training calls.
+    """
+
+    def __init__(self, own: nn.Module):
+        self.own = own
+        self.net: nn.Module = own if ranks.world() == 1 else DistributedDataParallel(own)
+
+    def exchange(self, now: bool) -> AbstractContextManager:
+        """Return a context for a backward pass, in which ranks exchange their gradients `now` or later."""
+        return nullcontext() if now or self.net is self.own else self.net.no_sync()
+
+    def gradient_norm(self) -> Tensor:
+        """Return the norm of the whole gradient: []."""
+        return get_total_norm([p.grad for p in self.own.parameters() if p.grad is not None])
+
+    def clip_gradient(self, largest: float, norm: Tensor) -> None:
+        """Scale the gradient, whose norm is known, down to `largest`."""
+        clip_grads_with_norm_(self.own.parameters(), largest, norm)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the whole state, whatever part of it this rank has."""
+        return self.own.state_dict()
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take over the whole state."""
+        self.own.load_state_dict(state)
+
+
+def mean_over_ranks(facts: Sequence[Tensor]) -> list[float]:
+    """Return numbers [] of this rank as means over all ranks: one exchange, one wait for the device."""
+    return ranks.reduce_mean(torch.stack(list(facts))).tolist()
 
 
 def synchronise(net: nn.Module, device: torch.device) -> nn.Module:
@@ -83,72 +116,3 @@ class _SumOverRanks(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
         return ranks.reduce_sum(grad.clone())
-
-
-@torch.no_grad()
-def reestimate(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> nn.Module:
-    """Replace, in place, every running statistic by its plain average over (at most 10,000) training images.
-
-    The images come with the training augmentation: on clean images even a float network lost two
-    points when measured. Only BatchNorm is in training mode meanwhile, so dropout stays off.
-    Every rank has its own images, and all of them the mean of what each found.
-    """
-    norms = [m for m in net.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    momenta = [norm.momentum for norm in norms]
-    net.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain average over the batches
-        norm.train()
-    seen = 0
-    for inputs, _ in batches:
-        net(inputs.to(device))
-        seen += len(inputs) * ranks.world()
-        if seen >= ENOUGH_IMAGES:
-            break
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-        ranks.reduce_mean(norm.running_mean)
-        ranks.reduce_mean(norm.running_var)
-    return net.eval()
-
-
-@dataclass(frozen=True)
-class Reestimation:
-    """Hard top-1, in per cent, on the training images held out for this."""
-
-    held_out_images: int
-    held_out_top1_before: float
-    held_out_top1_after: float
-
-    @property
-    def kept(self) -> bool:
-        return self.held_out_top1_after > self.held_out_top1_before
-
-    def __str__(self) -> str:
-        outcome = "kept" if self.kept else "not kept"
-        return (
-            f"BatchNorm re-estimated on training images: {self.held_out_top1_before:.2f} -> "
-            f"{self.held_out_top1_after:.2f} on {self.held_out_images} held-out ones, {outcome}"
-        )
-
-    def to_json(self) -> dict:
-        return {"reestimated": self.kept, **asdict(self)}
-
-
-def reestimate_if_better(
-    net: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    device: torch.device,
-    score: Callable[[nn.Module], Score],
-) -> Reestimation:
-    """Re-estimate in place, and undo it unless `score` (on held-out training images) has risen."""
-    before = {name: tensor.clone() for name, tensor in net.named_buffers()}
-    old = score(net)
-    new = score(reestimate(net, batches, device))
-    outcome = Reestimation(new.images, old.top1, new.top1)
-    if not outcome.kept:
-        with torch.no_grad():
-            for name, tensor in net.named_buffers():
-                tensor.copy_(before[name])
-    return outcome

@@ -1,4 +1,4 @@
-"""Where to compute, and in which precision."""
+"""Devices: where to compute, in which precision, and how tensors lie there."""
 
 from __future__ import annotations
 

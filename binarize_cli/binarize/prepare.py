@@ -1,0 +1,139 @@
+"""The front door: everything that makes a float network binary, in its order, once.
+
+Rewrite the architecture, choose the layers, calibrate the inputs, replace the layers. What comes out trains
+like any network; `move_to` and `harden` take it from float-like to signs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from binarize_cli.binarize.batchnorm import has_batchnorm, reestimate
+from binarize_cli.binarize.blocks import rewrite_architecture
+from binarize_cli.binarize.calibrate import BinaryInputs, Calibration, Overflow, calibrate
+from binarize_cli.binarize.convert import harden, to_latents
+from binarize_cli.binarize.layers import PAD_VALUES
+from binarize_cli.binarize.phase import Phase, set_phase
+from binarize_cli.binarize.quantizer import ActivationQuantizer, WeightQuantizer
+from binarize_cli.binarize.select import Layer, count_macs, select
+from binarize_cli.quantizers.scales import SCALES
+from binarize_cli.recipe import (
+    Recipe,
+    activation_method,
+    activation_normalize,
+    activation_schedules,
+    effective_method,
+    effective_normalize,
+    effective_schedules,
+)
+
+
+@dataclass
+class BinaryNetwork:
+    """A network of binary layers over latents, and what belongs to it."""
+
+    net: nn.Module
+    table: list[Layer]
+    recipe: Recipe
+    quantizer: WeightQuantizer
+    activations: ActivationQuantizer | None
+    """None in task bw."""
+    constant_inputs: list[str] = field(default_factory=list)
+    """Layers that saw inputs of one sign alone in calibration."""
+    phase: Phase = field(default_factory=Phase)
+
+    def enter(self, phase: Phase) -> None:
+        """Hand a phase to all quantizers of the network."""
+        self.phase = phase
+        set_phase(self.net, phase)
+
+    def move_to(self, progress: float) -> None:
+        """Move the schedules of weights and inputs to a progress in [0, 1]; F is the method's own."""
+        self.enter(Phase.at(progress))
+
+    def harden(self) -> None:
+        """Make F sign from now on. Training may go on: it is the hardening phase then."""
+        self.enter(self.phase.hardened())
+
+    def freeze(self) -> nn.Module:
+        """Replace latents by signs and scales, rounded to what the packed file holds; training is over."""
+        self.harden()
+        return harden(self.net, getattr(torch, self.recipe.pack.float_dtype))
+
+
+def rewrite_and_choose(
+    net: nn.Module, example: Tensor, recipe: Recipe, heads: Sequence[str]
+) -> tuple[nn.Module, list[Layer]]:
+    """Return the network, rewritten for binary layers with its function unchanged, and the table of layers.
+
+    `example` are blank images [N, C, H, W] for one forward pass; `heads` are the names of the classifier
+    layers. Raises InputError for what cannot be binarized as the recipe says.
+    """
+    activation = recipe.activation
+    net = rewrite_architecture(net, recipe.task, activation.blocks, activation.attention)
+    macs = count_macs(net, example)
+    table = select(net, recipe.layers, list(macs), heads)
+    return net, [replace(row, macs=macs.get(row.name, 0)) for row in table]
+
+
+def make_binary(
+    net: nn.Module, table: Sequence[Layer], recipe: Recipe, images: Sequence[Tensor] = ()
+) -> BinaryNetwork:
+    """Replace, in place, the binary layers of the table by layers over latents, and return what came of it.
+
+    In tasks bwa and bwaa their inputs become binary as well, calibrated on batches of images (of training,
+    on the network's device). BatchNorm is re-estimated on them then: thresholds are taken off the inputs of
+    convolutions, which changes their means.
+    """
+    names = [row.name for row in table if row.binary]
+    binary, found = binary_inputs(recipe), {}
+    if binary:
+        found = calibrate(net, names, images, binary)
+    weights, activations = quantizers(recipe)
+    device = next(net.parameters()).device
+    net = to_latents(net, names, weights, activations, binary, found).to(device)
+    if binary and recipe.train.reestimate_batchnorm and has_batchnorm(net):
+        reestimate(net, [(batch, None) for batch in images], device)
+    rows = [_described(row, found.get(row.name)) for row in table]
+    constant = [name for name, each in found.items() if any(stats.constant for stats in each.inputs)]
+    return BinaryNetwork(net, rows, recipe, weights, activations, constant)
+
+
+def quantizers(recipe: Recipe) -> tuple[WeightQuantizer, ActivationQuantizer | None]:
+    """Return the quantizers of weights and, in tasks bwa and bwaa, of inputs that a recipe asks for."""
+    weights = WeightQuantizer(
+        effective_method(recipe),
+        effective_schedules(recipe),
+        effective_normalize(recipe),
+        SCALES[recipe.quantizer.scale],
+    )
+    if recipe.task == "bw":
+        return weights, None
+    inputs = activation_method(recipe), activation_schedules(recipe), activation_normalize(recipe)
+    return weights, ActivationQuantizer(*inputs)
+
+
+def binary_inputs(recipe: Recipe) -> BinaryInputs | None:
+    """Return how the recipe makes inputs binary; None in task bw."""
+    if recipe.task == "bw":
+        return None
+    activation, accumulator = recipe.activation, recipe.accumulator
+    return BinaryInputs(
+        learned_threshold=activation.threshold == "learned",
+        learned_scale=activation.scale == "learned",
+        pad_value=PAD_VALUES[activation.padding],
+        accumulator=Overflow(accumulator.overflow, accumulator.shift) if recipe.task == "bwaa" else None,
+    )
+
+
+def _described(row: Layer, found: Calibration | None) -> Layer:
+    """Return the row of a layer or matmul with what its binary inputs and its accumulator are."""
+    if found is None:
+        return row
+    text = "1 bit, one-sided" if any(stats.one_sided for stats in found.inputs) else "1 bit"
+    rule = {"overflow": found.rule.overflow, "shift": found.rule.shift} if found.rule else None
+    return replace(row, input=text, accumulator=rule)

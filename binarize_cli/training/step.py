@@ -1,0 +1,143 @@
+"""One step: the gradient of a batch, and the update of the network's parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from timm.data import Mixup
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from binarize_cli import ranks
+from binarize_cli.binarize.convert import latent_weights
+from binarize_cli.binarize.phase import Phase, set_phase
+from binarize_cli.binarize.prepare import BinaryNetwork
+from binarize_cli.device import autocast_type, compiled
+from binarize_cli.recipe import Train
+from binarize_cli.training.divergence import diverged
+from binarize_cli.training.objective import Objective
+from binarize_cli.training.optimizer import make_optimizer, make_scheduler
+from binarize_cli.training.parallel import DataParallel, mean_over_ranks
+from binarize_cli.training.phases import PhasePlan
+from binarize_cli.training.updates import update_rule
+
+Batch = tuple[Tensor, Tensor]  # images [M, C, H, W] and targets [M] of a micro-batch
+
+
+class Step:
+    """Takes steps numbered from 0. It knows neither methods nor models: the quantizers of the network do.
+
+    Every step draws its random numbers from generators seeded by (seed, step, rank), so that a resumed run
+    repeats an uninterrupted one without their state.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        binary: BinaryNetwork | None,
+        phases: PhasePlan,
+        objective: Objective,
+        train: Train,
+        classes: int,
+        device: torch.device,
+        compile: bool = False,
+    ):
+        self.net, self.binary, self.phases = net, binary, phases
+        self.objective, self.train, self.device = objective, train, device
+        self.optimizer = make_optimizer(net, train)
+        self.scheduler = make_scheduler(self.optimizer, train, phases.steps)
+        self.amp = autocast_type(train.amp, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp is torch.float16)
+        self.ema = ModelEmaV3(net, decay=train.ema) if train.ema else None
+        self.mixup = None
+        if train.mixup or train.cutmix:
+            self.mixup = Mixup(train.mixup, train.cutmix, label_smoothing=0.0, num_classes=classes)
+        self.parallel = DataParallel(net)
+        self.forward = compiled(self.parallel.net) if compile else self.parallel.net
+        if binary:
+            self.enter(phases.start())
+
+    @property
+    def eval_net(self) -> nn.Module:
+        """The network that is scored and kept: the averaged one, if there is one."""
+        return self.ema.module if self.ema else self.net
+
+    def enter(self, phase: Phase) -> None:
+        """Hand a phase to the network's quantizers, and to those of its average."""
+        self.binary.enter(phase)
+        if self.ema:
+            set_phase(self.ema.module, phase)
+
+    def take(
+        self,
+        batches: Sequence[Batch],
+        number: int,
+        asked: Callable[[], Sequence[Tensor]],
+        kept: Callable[[], str],
+    ) -> tuple[float, list[float]]:
+        """Update the parameters by the mean loss of the micro-batches; return it, and the means of `asked`.
+
+        `asked` gives numbers [] of this rank, of which all ranks learn the means in the same exchange. Raises
+        Diverged on a loss or gradient that is not finite, without a step; `kept` says what state is left.
+        """
+        self._seed(number)
+        self.advance(number)
+        if self.binary and self.binary.quantizer.has_soft_phase and self.phases.hardens_at(number):
+            self._forget_latents()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, inputs = self._gradient(batches, number)
+        self.scaler.unscale_(self.optimizer)
+        norm = self.parallel.gradient_norm()
+        value, size, *asked_means = mean_over_ranks([loss, norm, *asked()])
+        if not np.isfinite(value):
+            self.optimizer.zero_grad(set_to_none=True)  # whatever is in there came from the loss
+            raise diverged(self.net, inputs, number + 1, kept())
+        if not self.scaler.is_enabled() and not np.isfinite(size):  # the scaler skips such steps itself
+            raise diverged(self.net, inputs, number + 1, kept())
+        if self.train.clip_grad:
+            self.parallel.clip_gradient(self.train.clip_grad, norm)
+        with update_rule(self.net):
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.ema:
+            self.ema.update(self.net)
+        return value, asked_means
+
+    def _gradient(self, batches: Sequence[Batch], number: int) -> tuple[Tensor, Tensor]:
+        """Add up the gradient of the micro-batches' mean loss; return that loss, and the last images.
+
+        Ranks exchange gradients once, with the last micro-batch.
+        """
+        total = torch.zeros((), device=self.device)
+        for count, (inputs, targets) in enumerate(batches, start=1):
+            inputs = inputs.to(self.device, non_blocking=True)
+            targets = targets.to(self.device, non_blocking=True)
+            if self.mixup:
+                inputs, targets = self.mixup(inputs, targets)
+            with self.parallel.exchange(now=count == len(batches)):
+                with torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None):
+                    logits = self.forward(inputs)
+                    loss = self.objective(inputs, logits, targets, number) / len(batches)
+                self.scaler.scale(loss).backward()
+            total += loss.detach()
+        return total, inputs
+
+    def _seed(self, number: int) -> None:
+        seed = self.train.seed * 1_000_003 + number
+        torch.manual_seed(seed + 7_919_000_017 * ranks.rank())  # dropout, stochastic depth
+        if self.mixup:  # timm's draws from NumPy's global generator; it mixes alike on every rank
+            np.random.seed(seed % 2**32)
+
+    def advance(self, number: int) -> None:
+        """Set the learning rate and the phase to those of a step."""
+        self.scheduler.step_update(number)
+        if self.binary:
+            self.enter(self.phases.at(number))
+
+    def _forget_latents(self) -> None:
+        """Drop the optimizer's moments of the latents: gradients of the soft pair are of another size."""
+        for _, weight in latent_weights(self.net):
+            self.optimizer.state.pop(weight.latent, None)
