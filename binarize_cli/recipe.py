@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from binarize_cli.errors import InputError, did_you_mean
 from binarize_cli.quantizers.method import Method
@@ -33,7 +33,7 @@ class Span(Section):
 
     @field_validator("shape")
     @classmethod
-    def _positive(cls, shape: str, info) -> str:
+    def _positive(cls, shape: str, info: ValidationInfo) -> str:
         if shape == "log" and min(info.data.get("start", 1), info.data.get("end", 1)) <= 0:
             raise ValueError("a log schedule needs start > 0 and end > 0")
         return shape
@@ -212,7 +212,7 @@ class Recipe(Section):
 
     @field_validator("quantizer")
     @classmethod
-    def _own_parameters(cls, quantizer: Quantizer, info) -> Quantizer:
+    def _own_parameters(cls, quantizer: Quantizer, info: ValidationInfo) -> Quantizer:
         if info.data.get("method") not in METHODS:
             return quantizer
         try:
@@ -224,8 +224,10 @@ class Recipe(Section):
 
     @field_validator("activation")
     @classmethod
-    def _activation_parameters(cls, activation: Activation, info) -> Activation:
-        name = activation.method or info.data.get("method")
+    def _activation_parameters(cls, activation: Activation, info: ValidationInfo) -> Activation:
+        name = activation.method or info.data.get("method", "")
+        if not name:  # the recipe's method is faulty, and told so
+            return activation
         if name not in METHODS:
             raise ValueError(f"no method is named '{name}'. {did_you_mean(name, METHODS, '')}".strip())
         if name == "pc++" and activation.method:
@@ -240,12 +242,12 @@ class Recipe(Section):
         return activation
 
     def as_yaml(self) -> str:
-        """The whole recipe, every default spelled out."""
+        """Return the whole recipe as YAML, every default spelled out."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def _check_schedules(method: Method, schedules: Mapping[str, Span]) -> None:
-    """Raises ValueError if one is of a parameter that the method has not."""
+    """Raise ValueError if a schedule is of a parameter that the method does not have."""
     unknown = [name for name in schedules if name not in method.schedules]
     if unknown:
         own = ", ".join(method.schedules) or "none"
@@ -253,39 +255,47 @@ def _check_schedules(method: Method, schedules: Mapping[str, Span]) -> None:
 
 
 def effective_method(recipe: Recipe) -> Method:
-    """The recipe's method, with the map and the transform that it names."""
+    """Return the recipe's method, with the map and the transform that it names."""
     return with_parts(find_method(recipe.method), recipe.quantizer.map, recipe.quantizer.transform)
 
 
 def effective_schedules(recipe: Recipe) -> dict[str, Schedule]:
-    """The schedules in force: the recipe's where it names them, else the method's own."""
+    """Return the schedules of the weights: the recipe's if it names them, else the method's own.
+
+    >>> effective_schedules(Recipe(method="bnn++"))
+    {'mu': Schedule(start=5.0, end=150.0, shape='linear')}
+    """
     own = {name: span.schedule() for name, span in recipe.quantizer.schedules.items()}
     return {**effective_method(recipe).schedules, **own}
 
 
 def effective_normalize(recipe: Recipe) -> float | None:
-    """n in multiples of mean |w*|, or None for n = 1."""
+    """Return n in multiples of mean |w*|, or None for n = 1.
+
+    >>> effective_normalize(Recipe(method="bc")), effective_normalize(Recipe(quantizer={"normalize": "none"}))
+    (1.0, None)
+    """
     return _multiple(recipe.quantizer.normalize, effective_method(recipe))
 
 
 def activation_method(recipe: Recipe) -> Method:
-    """The method of the binary inputs: the recipe's own for them, else that of the weights."""
+    """Return the method of the binary inputs: the recipe's own for them, else that of the weights."""
     return find_method(recipe.activation.method) if recipe.activation.method else effective_method(recipe)
 
 
 def activation_schedules(recipe: Recipe) -> dict[str, Schedule]:
-    """The schedules of the binary inputs: those of the weights too, where the method is the same."""
+    """Return the schedules of the binary inputs: those of the weights too, if the method is the same."""
     shared = {} if recipe.activation.method else effective_schedules(recipe)
     own = {name: span.schedule() for name, span in recipe.activation.schedules.items()}
     return {**activation_method(recipe).schedules, **shared, **own}
 
 
 def activation_normalize(recipe: Recipe) -> float | None:
-    """n of the binary inputs in multiples of beta, or None for n = 1."""
+    """Return n of the binary inputs in multiples of beta, or None for n = 1."""
     return _multiple(recipe.activation.normalize, activation_method(recipe))
 
 
-def _multiple(rule: float | str | None, method: Method) -> float | None:
-    if rule is None:
+def _multiple(normalize: float | Literal["none"] | None, method: Method) -> float | None:
+    if normalize is None:
         return method.normalize
-    return None if rule == "none" else rule
+    return None if normalize == "none" else normalize

@@ -1,4 +1,4 @@
-"""SLURM: whether this process is part of a job, and putting that job back into the queue."""
+"""SLURM: find out whether this process is part of a job, and put that job back into the queue."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from binarize_cli.console import say, warn
 
 
 def job(env: Mapping[str, str] = os.environ) -> str | None:
-    """What `scontrol` calls this job: of an array the one task, since the bare id may mean all of them."""
+    """Return the id of this job as `scontrol` takes it, or None outside SLURM.
+
+    Of an array it is the id of the one task, since the bare id may mean all of them.
+
+    >>> job({"SLURM_JOB_ID": "8", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1"})
+    '7_1'
+    """
     if "SLURM_ARRAY_JOB_ID" in env and "SLURM_ARRAY_TASK_ID" in env:
         return f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
     return env.get("SLURM_JOB_ID")
@@ -22,29 +28,29 @@ def inside() -> bool:
 
 
 def restarted() -> bool:
-    """Whether this job has been queued again."""
+    """Return whether this job has been requeued."""
     return "SLURM_RESTART_COUNT" in os.environ
 
 
 def requeue() -> None:
-    """Put this job back into the queue, unless SLURM is ending it.
+    """Put this job back into the queue, unless SLURM is ending it already.
 
-    A job that is only warned (`--signal`, the grace time of a preemption) still runs, and would not come back
-    by itself. One that is being cancelled or requeued is completing already, and SLURM knows what is next.
+    A job that was only warned (`--signal`, the grace time of a preemption) is still RUNNING, and would not
+    come back by itself. One that is being cancelled or requeued is COMPLETING, and SLURM knows what is next.
     """
     name = job()
     if name is None:
         return
     if shutil.which("scontrol") is None:
-        warn(f"there is no scontrol here: queue job {name} again yourself")
+        warn(f"scontrol was not found: requeue job {name} yourself")
         return
     state = _state(name)
     if state != "RUNNING":
-        say(f"job {name} is {state}: it is left to SLURM")
+        say(f"job {name} is {state}: not requeued")
         return
     asked = _scontrol("requeue", name)
     if asked.returncode:
-        warn(f"job {name} cannot be requeued ({asked.stderr.strip()}): queue it again yourself")
+        warn(f"job {name} cannot be requeued ({asked.stderr.strip()}): requeue it yourself")
     else:
         say(f"job {name} is requeued, and will continue")
 

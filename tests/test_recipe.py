@@ -318,3 +318,8 @@ def test_a_recipe_is_read_from_a_file_by_its_path(tmp_path):
     path.write_bytes(b"method: \xff\n")
     with pytest.raises(InputError, match=r"mine\.yaml: cannot be read"):
         recipes.read(str(path))
+
+
+def test_an_unknown_method_is_told_once_whatever_section_stands_beside_it():
+    text = "method: bnnx\nactivation: {padding: plus}\nquantizer: {scale: layer}\n"
+    assert fault(text).startswith("r.yaml:1: method: no method is named 'bnnx'. Did you mean")

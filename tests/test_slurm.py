@@ -226,7 +226,7 @@ def test_a_cancelled_job_saves_and_stays_cancelled(jobs):
     jobs.wait_for(lambda: "epoch 2/12" in jobs.log(f"bnnpp-{job}.out"), "an epoch")
     jobs.call("scancel", job)
     jobs.wait_for(lambda: jobs.show(job)["JobState"] == "CANCELLED", "the end")
-    assert "left to SLURM" in jobs.log(f"bnnpp-{job}.out")
+    assert "not requeued" in jobs.log(f"bnnpp-{job}.out")
     assert list((jobs.folder / f"runs/bnnpp-{job}/state/binary").glob("step-*.state"))
 
 

@@ -1,4 +1,4 @@
-"""`bnnpp methods`: the registry as a table, a method as a card, F and B as numbers or as a plot."""
+"""`bnnpp methods`: the registry as a table, one method as a card, F and B as numbers or as a plot."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def methods(
         str | None, typer.Option("--transform", help="Another transform T, for pc++.")
     ] = None,
     certify_: Annotated[
-        bool, typer.Option("--certify", help="Decide whether the pair is principled, and say why.")
+        bool, typer.Option("--certify", help="Decide whether the pair is guaranteed, and say why.")
     ] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="All cards, as in docs/methods.md.")] = False,
     as_json: o.Json = False,
 ) -> None:
-    """The methods: forward quantizer F, backward quantizer B, schedules, guarantees, sources.
+    """List the methods: forward quantizer F, backward quantizer B, schedules, guarantees, sources.
 
     bnnpp methods bnn++
 
@@ -149,7 +149,7 @@ def _print_certificate(method: Method, as_json: bool) -> None:
 
 
 def _lines(method: Method) -> dict[str, str]:
-    """What a card says, line by line."""
+    """Return the lines of a card."""
     return {
         "F": method.forward_formula,
         "B": method.backward_formula,
@@ -189,7 +189,7 @@ def _print_card(method: Method) -> None:
 
 
 def _points(text: str) -> np.ndarray:
-    """The points of --at, float64. Raises InputError for what is no finite number."""
+    """Return the points of --at, float64. Raises InputError if one is not a finite number."""
     values = []
     for word in text.split(","):
         try:
@@ -239,7 +239,7 @@ def _print_values(method: Method, x: np.ndarray, progress: float, as_json: bool)
 
 
 def _plot(method: Method, path: Path) -> None:
-    """F and B to a picture file. Raises InputError for a kind of picture that is not drawn here."""
+    """Plot F and B to a picture file. Raises InputError if its kind is unknown or it cannot be written."""
     if path.suffix.lower() not in PICTURES:
         hint = closest(path.suffix, PICTURES, f"End it in {', '.join(PICTURES)}.")
         raise InputError(f"unknown kind of picture '{path.suffix}'", where=f"--plot {path}", hint=hint)

@@ -1,4 +1,4 @@
-"""`bnnpp recipes`: the recipes that come with the tool, and the check of one's own."""
+"""`bnnpp recipes`: list, show and copy the recipes that come with the tool, and check one of your own."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Name = Annotated[str, typer.Argument(help="A recipe that 'bnnpp recipes ls' list
 
 @app.command()
 def ls(as_json: o.Json = False) -> None:
-    """The recipes that come with the tool."""
+    """List the recipes that come with the tool."""
     from binarize_cli import recipe_io
 
     found = {name: recipe_io.read(name).data.get("description", "") for name in recipe_io.names()}
@@ -48,7 +48,7 @@ def show(
 
 @app.command()
 def cp(name: Name, dest: Annotated[Path, typer.Argument(help="A new file, or a folder.")]) -> None:
-    """Copy a recipe, to change it; prints the path of the copy. Nothing is overwritten.
+    """Copy a recipe, to change it, and print the path of the copy. Nothing is overwritten.
 
     bnnpp recipes cp default mine.yaml
     """
@@ -67,7 +67,7 @@ def cp(name: Name, dest: Annotated[Path, typer.Argument(help="A new file, or a f
 
 @app.command()
 def validate(file: Annotated[str, typer.Argument(help="A recipe of your own.", metavar="FILE")]) -> None:
-    """Check a recipe; every fault is named, with its line.
+    """Check a recipe, and name every fault with its line.
 
     bnnpp recipes validate mine.yaml
     """
@@ -78,7 +78,7 @@ def validate(file: Annotated[str, typer.Argument(help="A recipe of your own.", m
 
 
 def _path(name: str) -> Path:
-    """The file of a recipe that comes with the tool. Raises InputError if there is none."""
+    """Return the file of a recipe that comes with the tool. Raises InputError if there is none."""
     from binarize_cli import recipe_io
 
     known = recipe_io.names()

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
 class ForwardBackward(torch.autograd.Function):
-    """alpha * F(w / n) forwards; grad * alpha / n * B(w / n) backwards (PC++; Lu et al. 2023).
+    """Forwards alpha F(w / n), backwards grad alpha / n B(w / n): the update of PC++ (Lu et al. 2023).
 
     n and alpha are constants of the step: no gradient flows through the statistics they were taken from.
     A learned alpha is a parameter and gets its gradient, the sum of grad * F over what it scales.
-    Only the latents are saved; w / n is cheaper to divide again than to keep.
+    Only the latents are saved: w / n is cheaper to divide again than to keep.
     """
 
     @staticmethod
     def forward(
-        ctx,
+        ctx: Any,
         latent: Tensor,  # [out, ...]
         normaliser: Tensor,  # broadcasts against latent
         scale: Tensor,  # broadcasts against latent
@@ -30,7 +31,7 @@ class ForwardBackward(torch.autograd.Function):
         return scale * F(latent / normaliser)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> Any:
         latent, normaliser, scale = ctx.saved_tensors
         F, B = ctx.pair
         x = latent / normaliser

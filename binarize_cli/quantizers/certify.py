@@ -1,4 +1,4 @@
-"""Is a pair (F, B) principled? Decided numerically, never by a hand-kept flag (Lu et al. 2023; DESIGN.md, 2).
+"""Is a pair (F, B) principled? Decided numerically, never by a hand-kept flag (Lu et al. 2023).
 
 A pair comes from a proximal map P and a smooth transform T, F = T o P and B = T' o P, exactly if
 P(w) = integral dF / B is non-decreasing and bounded on bounded sets, and F and B are constant wherever P is.
@@ -6,7 +6,7 @@ P(w) = integral dF / B is non-decreasing and bounded on bounded sets, and F and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,6 +17,8 @@ from binarize_cli.quantizers.method import Method
 from binarize_cli.quantizers.parts import MAPS, TRANSFORMS
 from binarize_cli.quantizers.schedules import Schedule
 
+Elementwise = Callable[[np.ndarray], np.ndarray]
+
 MOMENTS = (0.0, 0.5, 1.0)
 POINTS = 2001  # odd, so that 0 is one of them
 REACH = 2.5  # the grid covers |x| <= 2.5: beyond, every quantizer here is flat or linear
@@ -25,7 +27,7 @@ ZERO = 1e-9  # relative to the peak of |B|, or to F's height of 1
 
 @dataclass(frozen=True)
 class Fault:
-    """Why a pair is a heuristic, and the interval of x where that shows."""
+    """Why a pair is a heuristic, and an interval of x in which it fails."""
 
     reason: str
     interval: tuple[float, float]
@@ -36,18 +38,18 @@ class Fault:
 
 @dataclass(frozen=True)
 class Certificate:
-    """The answer for a method with its schedules."""
+    """Whether a method with its schedules is guaranteed, and why."""
 
     kind: str
-    """`pair`; `map` for an update rule that applies P itself; `none` without training."""
+    """`pair`; `map` if the update rule applies P itself; `none` if nothing is trained."""
     fault: Fault | None
     progress: float
     """Where in the schedule the fault was found; 1 if there is none."""
     map_name: str
     transform_name: str
-    """The proximal map P and the transform T, by their names here where they are ours."""
+    """The proximal map P and the transform T, by name if they are among MAPS and TRANSFORMS."""
     gap: float
-    """max |F - sign| at the end of the schedule, away from 0: 0 where F has become sign."""
+    """max |F - sign| over x != 0 at the end of the schedule: 0 if F has become sign."""
 
     @property
     def guaranteed(self) -> bool:
@@ -91,11 +93,21 @@ class Certificate:
 
 
 def certify(method: Method, schedules: Mapping[str, Schedule] | None = None) -> Certificate:
-    """Decide at the start, middle and end of the schedules; those given replace the method's own."""
+    """Decide whether a method is guaranteed, at the start, middle and end of its schedules.
+
+    `schedules` replace the method's own, name by name.
+
+    >>> from binarize_cli.quantizers.methods import METHODS
+    >>> certify(METHODS["bnn++"]).verdict, certify(METHODS["bnn+"]).verdict
+    ('guaranteed', 'heuristic')
+    >>> str(certify(METHODS["bnn"]).fault)
+    'P is constant but B is not (it runs from 0 to 1) on [-2.5, -0.0025]'
+    """
     if not method.applies_map and method.backward is None:
         return Certificate("none", None, 1.0, "-", "-", _gap(method, method.values(1.0, schedules)))
     moments = MOMENTS if schedules or method.schedules else (1.0,)
-    fault, at, names = None, 1.0, set()
+    fault: Fault | None = None
+    at, names = 1.0, set()
     for progress in moments:
         values = method.values(progress, schedules)
         fault, name = _examine(method, values)
@@ -114,7 +126,7 @@ def certify(method: Method, schedules: Mapping[str, Schedule] | None = None) -> 
 
 
 def _examine(method: Method, values: Mapping[str, float]) -> tuple[Fault | None, str]:
-    """The first fault at these parameters, and, where there is none, P's name (empty for none of ours)."""
+    """Return the first fault at these parameters, or None and the name of P ("" if it is not among MAPS)."""
     x = np.linspace(-REACH, REACH, POINTS)
     F = partial(method.F, values=values)
     B = np.ones_like if method.applies_map else partial(method.B, values=values)
@@ -136,13 +148,13 @@ def _examine(method: Method, values: Mapping[str, float]) -> tuple[Fault | None,
 
 
 def _slopes(ends: np.ndarray, middle: np.ndarray) -> np.ndarray:
-    """B for each interval: in its middle, or, where B ends inside the interval, at the side it comes from."""
+    """Return B of each interval: in its middle or, if B ends inside, at the side where it is not 0."""
     left, right = ends[:-1], ends[1:]
     return np.where(middle == 0, np.where(np.abs(left) > np.abs(right), left, right), middle)
 
 
-def _atoms(F, low: np.ndarray, high: np.ndarray, rise: np.ndarray) -> np.ndarray:
-    """Which intervals hold a jump of F: halving again and again keeps the rise of a jump and no other."""
+def _atoms(F: Elementwise, low: np.ndarray, high: np.ndarray, rise: np.ndarray) -> np.ndarray:
+    """Return which intervals hold a jump of F: halving again and again keeps the rise of a jump alone."""
     steep = np.flatnonzero(np.abs(rise) > 1e-5)
     a, b, left = low[steep], high[steep], np.abs(rise[steep])
     for _ in range(40):
@@ -156,8 +168,8 @@ def _atoms(F, low: np.ndarray, high: np.ndarray, rise: np.ndarray) -> np.ndarray
     return jump
 
 
-def _level_sets(x: np.ndarray, F, B, flat: np.ndarray, peak: float) -> Fault | None:
-    """A fault where F or B varies inside an interval on which P is constant."""
+def _level_sets(x: np.ndarray, F: Elementwise, B: Elementwise, flat: np.ndarray, peak: float) -> Fault | None:
+    """Return the fault that F or B varies inside an interval on which P is constant, or None."""
     middle = (x[:-1] + x[1:]) / 2
     f, b = F(middle), B(middle)
     edges = np.flatnonzero(np.diff(np.concatenate([[False], flat, [False]]).astype(int)))
@@ -179,7 +191,10 @@ def _first_run(x: np.ndarray, bad: np.ndarray) -> tuple[float, float]:
 
 
 def _name(x: np.ndarray, growth: np.ndarray, apart: np.ndarray, values: Mapping[str, float]) -> str:
-    """The map here that grows as P does, jumps apart, with the parameters the method shares with it."""
+    """Return the name of the map that grows as P does outside of jumps; "" if none of MAPS does.
+
+    Only maps are tried whose parameters the method has too.
+    """
     for name, part in MAPS.items():
         if set(part.schedules) <= set(values):
             known = np.diff(part.apply(x, **{key: values[key] for key in part.schedules}))
@@ -189,7 +204,7 @@ def _name(x: np.ndarray, growth: np.ndarray, apart: np.ndarray, values: Mapping[
 
 
 def _transform_name(method: Method, values: Mapping[str, float], map_name: str) -> str:
-    """The transform here that makes F of P, with the parameters the method shares with it."""
+    """Return the name of the transform T with F = T(P), or words for one that is not among TRANSFORMS."""
     x = np.linspace(-REACH, REACH, POINTS)
     p = MAPS[map_name].apply(x, **{key: values[key] for key in MAPS[map_name].schedules})
     f = method.F(x, values)

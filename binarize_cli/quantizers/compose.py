@@ -9,7 +9,11 @@ COMPOSED = ("lq", "sign-swish")  # the parts of pc++ until a recipe names others
 
 
 def compose(map_name: str, transform_name: str) -> Method:
-    """F = T o P and B = T' o P. Raises InputError for a map or transform that there is not."""
+    """Return the method with F = T o P and B = T' o P. Raises InputError if a name is unknown.
+
+    >>> compose("parq", "erf").title
+    'ProxConnect++ with P = parq, T = erf'
+    """
     p, t = find_map(map_name), find_transform(transform_name)
     return Method(
         name="pc++",

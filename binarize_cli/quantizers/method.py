@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 from binarize_cli.quantizers.schedules import Schedule
 
@@ -23,12 +23,12 @@ UPDATES: Mapping[Update, str] = {
 
 @cache
 def _parameters(function: Callable) -> tuple[str, ...]:
-    """The names of the parameters after x."""
+    """Return the names of the parameters after x."""
     return tuple(inspect.signature(function).parameters)[1:]
 
 
-def _call(function: Callable, x, values: Mapping):
-    """The function at x, with those parameters out of `values` that it names."""
+def _call(function: Callable, x: Any, values: Mapping[str, Any]) -> Any:
+    """Return the function at x, with those parameters out of `values` that it names."""
     if isinstance(function, Composed):
         return function(x, values)
     return function(x, **{name: values[name] for name in _parameters(function) if name in values})
@@ -36,12 +36,12 @@ def _call(function: Callable, x, values: Mapping):
 
 @dataclass(frozen=True)
 class Composed:
-    """outer(inner(x)), each with the parameters it names."""
+    """The function outer(inner(x)); each of the two takes the parameters that it names."""
 
     outer: Callable
     inner: Callable
 
-    def __call__(self, x, values: Mapping):
+    def __call__(self, x: Any, values: Mapping[str, Any]) -> Any:
         return _call(self.outer, _call(self.inner, x, values), values)
 
 
@@ -49,10 +49,10 @@ class Composed:
 class Method:
     """A forward quantizer F and a backward quantizer B, elementwise, with the schedules of their parameters.
 
-    `forward` and `backward` take x and, by name, those parameters out of `schedules` that they depend on.
-    Under the two map rules `forward` is the proximal map P, and there is no B: the network uses the weights.
-    `normalize` is the suggested n of F(w* / n), in multiples of the mean |w*| of an output channel.
-    `parts` are what a recipe may replace: the `map` P, or `map` and `transform`.
+    `forward` and `backward` take x and, by name, the parameters that they depend on; `schedules` has those.
+    If the update rule applies a map, `forward` is that proximal map P, there is no B, and the network uses
+    the weights themselves. `normalize` is the suggested n of F(w* / n), in multiples of the mean |w*| of an
+    output channel. `parts` are what a recipe may replace: the `map` P, or `map` and `transform`.
     """
 
     name: str
@@ -83,14 +83,20 @@ class Method:
         """Whether the method fine-tunes after binarizing (`ptq` does not)."""
         return self.update != "none"
 
-    def F(self, x, values: Mapping):
-        """The forward quantizer at x, with the parameters it names out of `values`."""
+    def F(self, x: Any, values: Mapping[str, Any]) -> Any:
+        """Return the forward quantizer at x; `values` has the parameters, by name."""
         return _call(self.forward, x, values)
 
-    def B(self, x, values: Mapping):
-        """The backward quantizer at x, with the parameters it names out of `values`."""
+    def B(self, x: Any, values: Mapping[str, Any]) -> Any:
+        """Return the backward quantizer at x; `values` has the parameters, by name. Needs a `backward`."""
+        assert self.backward, f"{self.name} has no backward quantizer"
         return _call(self.backward, x, values)
 
     def values(self, progress: float, schedules: Mapping[str, Schedule] | None = None) -> dict[str, float]:
-        """The parameters at a progress in [0, 1]; `schedules` replace the method's own, name by name."""
+        """Return the parameters at a progress in [0, 1]; `schedules` replace the method's own, name by name.
+
+        >>> from binarize_cli.quantizers.methods import METHODS
+        >>> METHODS["bnn++"].values(0.5, {"mu": Schedule(1.0, 3.0)})
+        {'mu': 2.0}
+        """
         return {name: s(progress) for name, s in {**self.schedules, **(schedules or {})}.items()}

@@ -206,7 +206,11 @@ METHODS: Mapping[str, Method] = {method.name: method for method in _ENTRIES}
 
 
 def find_method(name: str, where: str | None = None) -> Method:
-    """The method of that name. Raises InputError with near misses if there is none."""
+    """Return the method of that name. Raises InputError, with near misses, if there is none.
+
+    >>> find_method("bnn++").title
+    'BNN++ (SignSwish forward and backward)'
+    """
     if name not in METHODS:
         hint = closest(name, METHODS, "Run 'bnnpp methods' to see them all.")
         raise InputError(f"no method is named '{name}'", where=where, hint=hint)
@@ -214,14 +218,20 @@ def find_method(name: str, where: str | None = None) -> Method:
 
 
 def with_parts(method: Method, map_name: str | None, transform_name: str | None) -> Method:
-    """The method with another P or T. Raises InputError for a part it does not have, or an unknown one."""
+    """Return the method with another P or T.
+
+    Raises InputError if it has no such part to choose, or if the name is unknown.
+
+    >>> with_parts(find_method("pc"), "parq", None).forward_formula
+    'P = clip(x / s, -1, 1)'
+    """
     for part, wanted in (("map", map_name), ("transform", transform_name)):
         if wanted is not None and part not in method.parts:
             able = ", ".join(m.name for m in METHODS.values() if part in m.parts)
             raise InputError(f"{method.name} has no {part} to choose", hint=f"These have: {able}.")
-    if map_name is None and transform_name is None:
-        return method
-    if "transform" in method.parts:
+    if "transform" in method.parts and (map_name or transform_name):
         return compose(map_name or COMPOSED[0], transform_name or COMPOSED[1])
+    if map_name is None:
+        return method
     p = find_map(map_name)
     return replace(method, forward=p.apply, forward_formula=f"P = {p.formula}", schedules=p.schedules)

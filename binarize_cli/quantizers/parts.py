@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import wraps
-from importlib.metadata import entry_points
-from typing import TypeVar
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, TypeVar
 
 from binarize_cli.errors import InputError, closest
 from binarize_cli.quantizers import functions as q
@@ -19,7 +19,7 @@ from binarize_cli.quantizers.schedules import Schedule
 
 @dataclass(frozen=True)
 class ProximalMap:
-    """P(x, **parameters), non-decreasing; certified numerically, never taken on trust."""
+    """A non-decreasing function P(x, **parameters); `certify` checks it numerically."""
 
     name: str
     apply: Callable
@@ -29,7 +29,7 @@ class ProximalMap:
 
 @dataclass(frozen=True)
 class Transform:
-    """T(x, **parameters) and its derivative; a derivative left out is taken by autograd."""
+    """A smooth function T(x, **parameters) and its derivative, by autograd if none is given."""
 
     name: str
     value: Callable
@@ -43,10 +43,10 @@ class Transform:
 
 
 def autograd_slope(function: Callable) -> Callable:
-    """The elementwise derivative of `function` in x, by torch; NumPy arrays go there and back."""
+    """Return the elementwise derivative of `function` in x, by torch; NumPy arrays go there and back."""
 
     @wraps(function)  # a derivative names the parameters that its function names
-    def slope(x, **values):
+    def slope(x: Any, **values: Any) -> Any:
         import numpy as np
         import torch
 
@@ -124,19 +124,27 @@ Part = TypeVar("Part", ProximalMap, Transform)
 
 
 def find_map(name: str) -> ProximalMap:
-    """The proximal map of that name. Raises InputError with near misses."""
+    """Return the proximal map of that name. Raises InputError, with near misses, if there is none.
+
+    >>> find_map("parq").formula
+    'clip(x / s, -1, 1)'
+    """
     return _find(name, MAPS, "bnnpp.maps", "proximal map")
 
 
 def find_transform(name: str) -> Transform:
-    """The transform of that name. Raises InputError with near misses."""
+    """Return the transform of that name. Raises InputError, with near misses, if there is none.
+
+    >>> find_transform("tanh").slope_formula
+    't (1 - tanh^2(t p))'
+    """
     return _find(name, TRANSFORMS, "bnnpp.transforms", "transform")
 
 
 def _find(name: str, own: Mapping[str, Part], group: str, kind: str) -> Part:
     if name in own:
         return own[name]
-    foreign = {entry.name: entry for entry in entry_points(group=group)}
+    foreign: dict[str, EntryPoint] = {entry.name: entry for entry in entry_points(group=group)}
     if name in foreign:
         return foreign[name].load()
     known = [*own, *foreign]

@@ -15,6 +15,11 @@ class Schedule:
     """A quantizer parameter over training progress, from `start` at t = 0 to `end` at t = 1.
 
     `linear` moves evenly, `log` by equal factors (both ends > 0), `sigmoid` mostly in the middle.
+
+    >>> Schedule(5.0, 150.0)(0.5), round(Schedule(0.1, 10.0, "log")(0.25), 3)
+    (77.5, 0.316)
+    >>> str(Schedule(5.0, 150.0))
+    '5 -> 150 (linear)'
     """
 
     start: float
@@ -35,11 +40,15 @@ class Schedule:
 
 
 def _sigmoid_share(t: float) -> float:
-    """The logistic curve around t = 1/2, stretched so that it runs from 0 to 1 exactly."""
+    """Return the logistic curve around t = 1/2, stretched so that it runs from 0 to 1 exactly."""
     low, here = (math.tanh(STEEPNESS * (p - 0.5) / 2) for p in (0.0, t))
     return (here - low) / (-2 * low)
 
 
 def constant(value: float) -> Schedule:
-    """The same value from start to end."""
+    """Return the schedule that has the same value from start to end.
+
+    >>> constant(5.0)(0.7)
+    5.0
+    """
     return Schedule(value, value)
