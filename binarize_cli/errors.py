@@ -47,6 +47,11 @@ class Interrupted(BnnppError):
         self.exit_code = exit_code
 
 
+def printable(text: str) -> str:
+    """Return the text with line breaks, control characters and lone surrogates as escapes, such as \\n."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def did_you_mean(name: str, known: Iterable[str], otherwise: str | None = None) -> str | None:
     """A hint such as "Did you mean 'bnn++' or 'bnn+'?", or `otherwise` if nothing known is near `name`."""
     near = difflib.get_close_matches(name.lower(), list(known), n=3, cutoff=0.6)

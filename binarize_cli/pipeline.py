@@ -256,10 +256,8 @@ def ship(run: Run) -> tuple[PackedFile, Agreement]:
     loaded = place(rebuild(read(run.folder.packed)), run.device)
     agreement = ranks.broadcast_from_rank0(lambda: compare_logits(run.net, loaded, some_images(run)))
     run.accuracy["packed"] = run.score(loaded)
-    document["accuracy"] = run.accuracy["packed"].to_json(speed=False)
-    ranks.broadcast_from_rank0(
-        lambda: write(run.folder.packed, document, tensors)
-    )  # the same tensors, with the accuracy they scored
+    scored = document.scored(run.accuracy["packed"].to_json(speed=False))
+    ranks.broadcast_from_rank0(lambda: write(run.folder.packed, scored, tensors))
     return read(run.folder.packed), agreement
 
 

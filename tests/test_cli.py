@@ -22,6 +22,7 @@ from safetensors.numpy import save_file
 
 from binarize_cli import __version__
 from binarize_cli.models import hub
+from binarize_cli.packed.format import checksum, read
 from binarize_cli.quantizers.methods import METHODS
 from binarize_cli.recipe import Recipe
 from binarize_cli.recipe_io import names
@@ -63,8 +64,13 @@ def rewritten(file: Path, to: Path, **changes: object) -> Path:
         document = json.loads(packed.metadata()["bnnpp"])
         tensors = {name: packed.get_tensor(name) for name in packed.keys()}  # noqa: SIM118
     document = {key: value for key, value in (document | changes).items() if key not in changes or value}
-    save_file(tensors, to, {"bnnpp": json.dumps(document)})
+    save_document(document, tensors, to)
     return to
+
+
+def save_document(document: dict, tensors: dict, to: Path) -> None:
+    text = json.dumps(document | {"sha256": "0" * 64})
+    save_file(tensors, to, {"bnnpp": text.replace("0" * 64, checksum(text, tensors))})
 
 
 # --- words that are wrong --------------------------------------------------------------------------------
@@ -210,7 +216,7 @@ def test_packed_files_that_cannot_be_read_are_refused(command, refused, empty, f
     (empty / "text.safetensors").write_text("no safetensors")
     save_file({"a": np.zeros(3, np.float32)}, empty / "foreign.safetensors")
     save_file({"a": np.zeros(3, np.float32)}, empty / "damaged.safetensors", {"bnnpp": "{"})
-    rewritten(packed, empty / "newer.safetensors", format=2)
+    rewritten(packed, empty / "newer.safetensors", format=3)
     rewritten(packed, empty / "gone.safetensors", model=None)
     parts = {
         "cut": "truncated",
@@ -218,7 +224,7 @@ def test_packed_files_that_cannot_be_read_are_refused(command, refused, empty, f
         "text": "no safetensors",
         "foreign": "not a packed file of bnnpp",
         "damaged": "damaged",
-        "newer": "format 2; this bnnpp reads format 1",
+        "newer": "format 3; this bnnpp reads formats 1 to 2",
         "gone": "damaged",
     }
     for name, part in parts.items():
@@ -244,7 +250,7 @@ def test_a_packed_file_that_has_no_accuracy_yet_can_still_be_inspected(bnnpp, em
     with safe_open(finished / "model.safetensors", framework="np") as packed:
         tensors = {name: packed.get_tensor(name) for name in packed.keys()}  # noqa: SIM118
     document = _document(finished / "model.safetensors") | {"accuracy": None}
-    save_file(tensors, empty / "unscored.safetensors", {"bnnpp": json.dumps(document)})
+    save_document(document, tensors, empty / "unscored.safetensors")
     assert json.loads(bnnpp("inspect", "unscored.safetensors", "--json").out)["accuracy"] is None
     assert bnnpp("inspect", "unscored.safetensors").code == 0
 
@@ -443,7 +449,9 @@ def test_the_log_has_a_row_for_each_epoch_and_one_before_them(finished):
 
 def test_the_recipe_is_kept_whole_in_the_folder_and_in_the_file(finished):
     kept = yaml.safe_load((finished / "recipe.yaml").read_text())
-    assert kept == _document(finished / "model.safetensors")["recipe"]
+    assert kept == read(finished / "model.safetensors").document.full_recipe
+    short = _document(finished / "model.safetensors")["recipe"]
+    assert short["train"]["epochs"] == 2 and "lr" not in short["train"], "defaults are not repeated"
     recipe = Recipe.model_validate(kept)
     assert recipe.train.epochs == 2 and recipe.augment.crop == "pad" and recipe.augment.hflip == 0.0
 
@@ -453,14 +461,14 @@ def test_flags_and_set_reach_the_recipe(bnnpp, empty):
     more = ("--weight-decay", "0.1", "--amp", "bf16", "--seed", 7, "-b", 32, "--set", "distill.weight=0.25")
     last = ("--set", "train.lr=2e-3", "--set", "layers.keep_float=[first, head, 'layer1.*']")
     packed = bnnpp("binarize", "digits_resnet", "--dataset", "digits", *words, *more, *last).packed
-    recipe = _document(packed)["recipe"]
+    recipe = read(packed).document.full_recipe
     train = recipe["train"]
     assert (recipe["method"], train["epochs"], train["opt"], train["sched"]) == ("bc", 0, "sgd", "linear")
     assert (train["weight_decay"], train["amp"], train["seed"], train["batch_size"]) == (0.1, "bf16", 7, 32)
     assert recipe["distill"]["weight"] == 0.25
     assert train["lr"] == 2e-3, "--set has the last word"
     layers = {row["name"]: row for row in _document(packed)["layers"]}
-    assert not layers["layer1.0.conv1"]["binary"] and "'layer1.*'" in layers["layer1.0.conv1"]["why"]
+    assert "shape" not in layers["layer1.0.conv1"] and "'layer1.*'" in layers["layer1.0.conv1"]["why"]
 
 
 @pytest.mark.parametrize(
@@ -513,7 +521,7 @@ def test_inspect_accounts_for_every_byte_under_the_documented_keys(bnnpp, finish
     file = finished / "model.safetensors"
     account = json.loads(bnnpp("inspect", file, "--json").out)
     assert {"format", "method", "task", "model", "layers", "bytes", "ratio"} <= account.keys()
-    assert (account["format"], account["method"], account["task"]) == (1, "bnn++", "bw")
+    assert (account["format"], account["method"], account["task"]) == (2, "bnn++", "bw")
     assert account["model"]["name"] == "digits_resnet" and account["model"]["num_classes"] == 10
     keys = {"name", "kind", "shape", "bits", "bytes", "why", "input", "accumulator", "macs"}
     assert all(row.keys() == keys for row in account["layers"])

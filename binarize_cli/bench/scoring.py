@@ -25,9 +25,9 @@ def speeds(files: Sequence[PackedFile], batch_size: int, rounds: int, device: to
     """
     rows = []
     for file in files:
-        model = file.document["model"]
-        twin = build(model["source"], model["name"], model["num_classes"], **model["kwargs"]).eval()
-        images = torch.randn(batch_size, *file.document["preprocessing"]["input_size"], device=device)
+        model = file.document.model
+        twin = build(model.source, model.name, model.num_classes, **model.builder_kwargs).eval()
+        images = torch.randn(batch_size, *file.document.preprocessing.input_size, device=device)
         nets = {"float": place(twin, device), "packed": place(rebuild(file), device)}
         seconds: dict[str, list[float]] = {name: [] for name in nets}
         for number in range(WARM_UP + rounds):
@@ -36,7 +36,7 @@ def speeds(files: Sequence[PackedFile], batch_size: int, rounds: int, device: to
                 if number >= WARM_UP:
                     seconds[name].append(taken)
         speed = {name: batch_size / statistics.median(each) for name, each in seconds.items()}
-        row = {"file": str(file.path), "model": model["name"], "task": file.document["task"]}
+        row = {"file": str(file.path), "model": model.name, "task": file.document.task}
         rows.append(row | speed | {"ratio": speed["packed"] / speed["float"]})
     return rows
 

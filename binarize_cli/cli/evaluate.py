@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 from binarize_cli.cli import options as o
-from binarize_cli.console import result, show
-from binarize_cli.errors import InputError
+from binarize_cli.console import result, show, warn
+from binarize_cli.errors import InputError, printable
 
 
 def evaluate(
@@ -31,7 +32,7 @@ def evaluate(
 
     packed = read(file)
     source = _source(packed, dataset, data_dir)
-    classes = packed.document["model"]["classes"]
+    classes = packed.document.model.classes
     if list(source.classes) != classes:
         what = f"its {len(source.classes)} classes are not the file's {len(classes)} ({_some(classes)})"
         raise InputError(what, where=source.name, hint="Give the dataset that the file was made for.")
@@ -48,37 +49,51 @@ def evaluate(
     where = find_device(device)
     net = place(rebuild(packed), where)
     images = decode(source.val, skip_unreadable=skip_unreadable, limit_gb=cache_gb)
-    preprocessing = Preprocessing.from_json(packed.document["preprocessing"])
+    preprocessing = Preprocessing.from_json(packed.document.preprocessing.model_dump())
     batches = ScoreBatches(images, preprocessing, batch_size, workers=workers, device=where)
-    measurement = measure(net, batches, where)
-    worst = worst_confusions(measurement, classes)
+    m = measure(net, batches, where)
+    if not math.isfinite(m.loss):
+        raise InputError("the network's outputs are not finite", where=printable(str(file)))
+    worst = worst_confusions(m, classes)
+    recorded = _recorded(packed, source, m)
     if as_json:
-        account = {"file": str(file), "dataset": source.name, "worst": worst}
-        result(json.dumps(measurement.to_json() | account | {"confusion": sparse(measurement.confusion)}))
+        account = {"file": str(file), "dataset": source.name, "recorded": recorded, "worst": worst}
+        whole = m.to_json() | account | {"confusion": sparse(m.confusion)}
+        result(json.dumps(whole, allow_nan=False))
         return
-    m = measurement
     scores = f"top-1 {m.top1:.2f}  top-5 {m.top5:.2f}  loss {m.loss:.4f}  images {m.images}"
     result(f"{scores}  images/s {m.images_per_second:.0f}")
     if worst:
         show(worst_table(worst))
 
 
+def _recorded(packed, source, found) -> dict | None:
+    """The score that the file holds, if it is of the same images; a warning says so where it is another."""
+    scored, data = packed.document.accuracy, packed.document.data
+    if scored is None or data.fingerprint != source.fingerprint or scored.images != found.images:
+        return None
+    if scored.top1 != found.top1:
+        warn(
+            f"the file says top-1 {scored.top1:.2f} on these images, here it is {found.top1:.2f}: "
+            "another device or version of torch may turn an image or two, more means another network"
+        )
+    return scored.model_dump()
+
+
 def _source(packed, dataset: str | None, data_dir: Path | None):
     """The dataset that was asked for, else the one recorded in the file."""
-    from binarize_cli.data.datasets import open_dataset
+    from binarize_cli.data.datasets import open_dataset, open_recorded
 
     if dataset is not None or data_dir is not None:
         return open_dataset(dataset, data_dir, need_train=False)
-    recorded = packed.document["data"]["reference"]
-    folder = recorded.get("data_dir")
+    data = packed.document.data
     try:
-        return open_dataset(recorded.get("dataset"), Path(folder) if folder else None, need_train=False)
+        return open_recorded(data.dataset, data.data_dir)
     except InputError as error:
-        what = f"the dataset it was made with cannot be opened: {error}"
-        raise InputError(
-            what, where=str(packed.path), hint="Name one with --data-dir or --dataset."
-        ) from None
+        what = f"the dataset it was made with cannot be opened: {printable(str(error))}"
+        hint = "Name one with --data-dir or --dataset; what a file names is never downloaded."
+        raise InputError(what, where=printable(str(packed.path)), hint=hint) from None
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
+    return printable(", ".join(names[:3]))[:200] + (" ..." if len(names) > 3 else "")

@@ -6,6 +6,7 @@ import json
 
 from binarize_cli.cli import options as o
 from binarize_cli.console import result, stdout
+from binarize_cli.errors import printable
 
 
 def inspect(file: o.PackedFile, as_json: o.Json = False) -> None:
@@ -18,7 +19,7 @@ def inspect(file: o.PackedFile, as_json: o.Json = False) -> None:
 
     account = contents(read(file))
     if as_json:
-        result(json.dumps(account))
+        result(json.dumps(account, allow_nan=False))
         return
 
     from binarize_cli.report.tables import layers_table, macs_sentence, size_sentence
@@ -30,12 +31,12 @@ def inspect(file: o.PackedFile, as_json: o.Json = False) -> None:
         size_sentence(size, account["float32_bytes"], account["ratio"], account["binary_weights"]),
         macs_sentence(account["macs"]),
         _scored(account),
-        ", ".join(f"{key} {value}" for key, value in account["provenance"].items()),
+        ", ".join(f"{key} {value}" for key, value in account["provenance"].items() if value is not None),
     ]
     out = stdout()
     out.print(layers_table(account["layers"]))
     for line in lines:
-        out.print(line, markup=False)
+        out.print(printable(line), markup=False)
 
 
 def _scored(account: dict) -> str:

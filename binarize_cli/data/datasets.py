@@ -16,8 +16,8 @@ from binarize_cli.errors import InputError, closest
 
 __all__ = ["DATASETS", "ImageDataset", "Split", "UnreadableImage", "known_datasets", "open_dataset"]
 
-# A dataset is added here and nowhere else: its name, and what opens it given (data_dir, need_train).
-DATASETS: dict[str, Callable[[Path | None, bool], ImageDataset]] = {
+# A dataset is added here and nowhere else: its name, and what opens it from (data_dir, need_train, download).
+DATASETS: dict[str, Callable[[Path | None, bool, bool], ImageDataset]] = {
     "digits": open_digits,
     "cifar10": partial(open_library, "torch/cifar10", name="cifar10", native_size=32),
     "cifar100": partial(open_library, "torch/cifar100", name="cifar100", native_size=32),
@@ -43,7 +43,7 @@ def open_dataset(
     if dataset is None:
         return open_folder(data_dir, need_train)
     if dataset in DATASETS:
-        return DATASETS[dataset](data_dir, need_train)
+        return DATASETS[dataset](data_dir, need_train, True)
     if dataset.startswith(PREFIXES):
         return open_library(dataset, data_dir, need_train)
     if Path(dataset).exists():
@@ -52,6 +52,20 @@ def open_dataset(
         f"Known: {', '.join(DATASETS)}; timm's names with {', '.join(PREFIXES)}; a folder by --data-dir."
     )
     raise InputError(f"no dataset is named '{dataset}'", hint=closest(dataset, DATASETS, listing))
+
+
+def open_recorded(dataset: str | None, data_dir: str | None) -> ImageDataset:
+    """Open, for scoring, the dataset that a packed file names: the word of a stranger.
+
+    So nothing is downloaded, and no library looks at a folder of the file's choice: it is one of our own
+    datasets that is here already, or a folder of train/ and val/. Raises InputError for all else.
+    """
+    folder = Path(data_dir) if data_dir else None
+    if dataset is None and folder is not None:
+        return open_folder(folder, need_train=False)
+    if dataset in DATASETS:
+        return DATASETS[dataset](folder, False, False)
+    raise InputError("is not opened unless you name it", where=dataset or "its dataset")
 
 
 def _default() -> tuple[str | None, Path | None]:

@@ -26,6 +26,7 @@ def open_library(
     timm_name: str,
     data_dir: Path | None,
     need_train: bool,
+    download: bool = True,
     *,
     name: str | None = None,
     native_size: int | None = None,
@@ -45,8 +46,8 @@ def open_library(
             "its shards must be in a folder", where=name, hint="Name the folder with --data-dir."
         )
     with _opening(name, root):
-        val, names = _split(_create(timm_name, root, "validation"))
-        train = _split(_create(timm_name, root, "train"))[0] if need_train else val.subset([])
+        val, names = _split(_create(timm_name, root, "validation", download))
+        train = _split(_create(timm_name, root, "train", download))[0] if need_train else val.subset([])
     classes = names or tuple(str(i) for i in range(max([*val.targets, *train.targets]) + 1))
     digest = hashlib.sha256(f"{name}\n{val.targets}".encode())
     reference = {"dataset": name} | ({"data_dir": str(root)} if data_dir else {})
@@ -70,10 +71,10 @@ def _opening(name: str, root: Path | None) -> Iterator[None]:
         socket.setdefaulttimeout(patience)
 
 
-def _create(timm_name: str, root: Path | None, split: str) -> Any:
+def _create(timm_name: str, root: Path | None, split: str, download: bool) -> Any:
     from timm.data import create_dataset
 
-    return create_dataset(timm_name, root=root and str(root), split=split, download=True)
+    return create_dataset(timm_name, root=root and str(root), split=split, download=download)
 
 
 def _split(dataset: Any) -> tuple[Split, tuple[str, ...]]:

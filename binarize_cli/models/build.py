@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import timm
+import torch
 import torchvision
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 import binarize_cli.models.cifar_resnet
 import binarize_cli.models.digits  # noqa: F401 - both register their models with timm
@@ -28,12 +32,38 @@ def build(source: str, name: str, num_classes: int, **kwargs) -> nn.Module:
         raise InputError(f"cannot be built with {given or 'its defaults'}: {error}", where=name) from error
 
 
+def build_skeleton(source: str, name: str, num_classes: int, **kwargs) -> nn.Module:
+    """The same network without memory for its weights (on the meta device): names and shapes alone."""
+    try:
+        with torch.device("meta"):
+            return build(source, name, num_classes, **kwargs)
+    except NotImplementedError:  # torchvision's RegNets compute their widths with tensors
+        with _StorageOnMeta():
+            return build(source, name, num_classes, **kwargs)
+
+
+class _StorageOnMeta(TorchFunctionMode):
+    """What parameters and buffers are made with gives tensors without memory; computed values stay values."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func in (torch.empty, torch.zeros, torch.ones) and kwargs.get("device") is None:
+            kwargs = kwargs | {"device": "meta"}
+        return func(*args, **kwargs)
+
+
+@cache
+def torchvision_classifiers() -> frozenset[str]:
+    """The names of torchvision's classifiers: its models for segmentation and the like fetch a backbone."""
+    return frozenset(torchvision.models.list_models(module=torchvision.models))
+
+
 def check_installed(source: str, name: str) -> None:
-    """Raises InputError where the installed library has no model, or no pretrained tag, `name`."""
+    """Raises InputError where the installed library has no classifier, or no pretrained tag, `name`."""
     library = {"timm": timm, "torchvision": torchvision}.get(source)
     if library is None:
         raise InputError(f"no model library {source!r}", where=name, hint="There are timm and torchvision.")
-    known = timm.is_model(name) if source == "timm" else name in torchvision.models.list_models()
+    known = timm.is_model(name) if source == "timm" else name in torchvision_classifiers()
     if not known:
         hint = "Another version of the library may have it."
         raise InputError(f"{source} {library.__version__} has no such model", where=name, hint=hint)

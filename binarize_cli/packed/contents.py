@@ -3,28 +3,42 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
-from binarize_cli.packed.format import BITS, OWN, PackedFile
+from binarize_cli.packed.check import BITS, OWN
+from binarize_cli.packed.codes import OTHER, OTHERS, described
+from binarize_cli.packed.format import PackedFile
+from binarize_cli.packed.schema import Row
 
 
 def contents(file: PackedFile) -> dict[str, Any]:
-    """The account of a packed file: every tensor belongs to one layer, every byte to one of four kinds.
+    """Return the account of a packed file: every tensor belongs to one row, every byte to one of four kinds.
 
-    `ratio` is the size the same tensors take in float32 (integers as they are) over the file's size.
+    First come the layers that were decided on, then all else that has tensors. `ratio` is the size the same
+    tensors take in float32 (integers as they are) over the file's size.
     """
     document = file.document
-    owner = _owners(file)
-    layers = [_layer(row, owner[row["name"]], file) for row in document["layers"]]
+    rows = {row.name: row for row in document.layers}
+    owned = _owned(file, rows)
+    layers = [_layer(row, owned.pop(row.name, []), file) for row in document.layers]
+    layers += [_other(name, tensors, file) for name, tensors in owned.items()]
     binary = _bytes(file, (n for n in file.tensors if n.endswith(BITS)))
     scales = _bytes(file, (n for n in file.tensors if n.endswith(OWN[1:])))
     tensors = _bytes(file, file.tensors)
-    float32 = _float32_bytes(file)
+    float32 = _float32_bytes(file, rows)
+    model = document.model
     return {
-        "format": document["format"],
-        "method": document["method"],
-        "task": document["task"],
-        "model": document["model"],
+        "format": file.format,
+        "method": document.method,
+        "task": document.task,
+        "model": {
+            "source": model.source,
+            "name": model.name,
+            "num_classes": model.num_classes,
+            "kwargs": model.builder_kwargs,
+            "classes": model.classes,
+        },
         "layers": layers,
         "bytes": {
             "total": file.total_bytes,
@@ -34,40 +48,75 @@ def contents(file: PackedFile) -> dict[str, Any]:
             "metadata": file.total_bytes - tensors,
         },
         "macs": _macs(layers),
-        "binary_weights": sum(
-            math.prod(row["shape"]) for row in layers if row["name"] + BITS in file.tensors
-        ),
+        "binary_weights": sum(math.prod(row.shape) for row in rows.values() if row.shape),
         "float32_bytes": float32,
         "ratio": round(float32 / file.total_bytes, 2),
-        "accuracy": document["accuracy"],
-        "data": document["data"]["name"],
-        "provenance": document["provenance"],
+        "accuracy": document.accuracy and document.accuracy.model_dump(),
+        "data": document.data.name,
+        "fingerprint": document.data.fingerprint,
+        "recipe": document.full_recipe,
+        "provenance": {**document.provenance.model_dump(), "seed": document.full_recipe["train"]["seed"]},
     }
 
 
-def _owners(file: PackedFile) -> dict[str, list[str]]:
-    """Row name -> its tensors. A row is a module (its tensors are `<row>.<x>`) or a lone tensor."""
-    owner: dict[str, list[str]] = {row["name"]: [] for row in file.document["layers"]}
-    for tensor in file.tensors:
-        row = tensor if tensor in owner else tensor.rpartition(".")[0]
-        owner.setdefault(row, []).append(tensor)
-    return owner
+def _owned(file: PackedFile, rows: dict[str, Row]) -> dict[str, list[str]]:
+    """Row name -> its tensors, sorted. Tensors that a module with children owns itself are rows alone."""
+    modules = {name.rpartition(".")[0] for name in file.tensors}
+    parents = {module[:at] for module in modules for at, sign in enumerate(module) if sign == "."} | {""}
+    owned: dict[str, list[str]] = {name: [] for name in rows}
+    for name in sorted(file.tensors, key=_natural):
+        module = name.rpartition(".")[0]
+        alone = module in parents and module not in rows
+        owned.setdefault(name if alone else module, []).append(name)
+    return owned
 
 
-def _layer(row: dict, tensors: list[str], file: PackedFile) -> dict[str, Any]:
-    binary = row["name"] + BITS in file.tensors or row["name"] + ".left_scale" in file.tensors
-    floats = [8 * file.tensors[n].itemsize for n in tensors if file.tensors[n].dtype.kind == "f"]
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Names in order, with blocks.2 before blocks.10."""
+    return [(int(part) if part.isdecimal() and len(part) < 10 else -1, part) for part in name.split(".")]
+
+
+def _layer(row: Row, tensors: list[str], file: PackedFile) -> dict[str, Any]:
+    shape = row.shape
+    if shape is None:
+        shape = [] if row.is_matmul else list(file.tensors[row.name + ".weight"].shape)
+    overflow = file.document.inputs and file.document.inputs.overflow
+    said = described(row, overflow)
     return {
-        "name": row["name"],
-        "kind": row["kind"],
-        "shape": row["shape"],
-        "bits": 1 if binary else max(floats, default=0),
+        "name": said["name"],
+        "kind": said["kind"],
+        "shape": shape,
+        "bits": 1 if row.binary else _bits(tensors, file),
         "bytes": _bytes(file, tensors),
-        "why": row["why"],
-        "input": row["input"],
-        "accumulator": row["accumulator"],
-        "macs": row["macs"],
+        "why": said["why"],
+        "input": said["input"],
+        "accumulator": said["accumulator"],
+        "macs": said["macs"],
     }
+
+
+def _other(name: str, tensors: list[str], file: PackedFile) -> dict[str, Any]:
+    """What has tensors but is no layer that could be binary: its tensors say what it is."""
+    leaves = [tensor.rpartition(".")[2] for tensor in tensors]
+    lone = "parameter" if tensors == [name] else "norm"
+    kind, why = next((OTHERS[leaf] for leaf in leaves if leaf in OTHERS), (lone, OTHER))
+    return {
+        "name": name,
+        "kind": kind,
+        "shape": list(max((file.tensors[t] for t in tensors), key=lambda t: t.size).shape),
+        "bits": _bits(tensors, file),
+        "bytes": _bytes(file, tensors),
+        "why": why,
+        "input": "float",
+        "accumulator": None,
+        "macs": 0,
+    }
+
+
+def _bits(tensors: list[str], file: PackedFile) -> int:
+    return max(
+        (8 * file.tensors[n].itemsize for n in tensors if file.tensors[n].dtype.kind == "f"), default=0
+    )
 
 
 def _macs(layers: list[dict[str, Any]]) -> dict[str, int]:
@@ -82,16 +131,13 @@ def _macs(layers: list[dict[str, Any]]) -> dict[str, int]:
     return counts
 
 
-def _bytes(file: PackedFile, names) -> int:
+def _bytes(file: PackedFile, names: Iterable[str]) -> int:
     return sum(file.tensors[name].nbytes for name in names)
 
 
-def _float32_bytes(file: PackedFile) -> int:
-    weights = {row["name"] + BITS: 4 * math.prod(row["shape"]) for row in file.document["layers"]}
-    total = 0
+def _float32_bytes(file: PackedFile, rows: dict[str, Row]) -> int:
+    total = 4 * sum(math.prod(row.shape) for row in rows.values() if row.shape)
     for name, tensor in file.tensors.items():
-        if name.endswith(BITS):
-            total += weights[name]
-        elif not name.endswith(OWN):
+        if not name.endswith(OWN):
             total += 4 * tensor.size if tensor.dtype.kind == "f" else tensor.nbytes
     return total

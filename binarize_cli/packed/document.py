@@ -15,7 +15,10 @@ from binarize_cli.binarize.select import Layer
 from binarize_cli.data.images import ImageDataset
 from binarize_cli.device import precision
 from binarize_cli.models.load import FloatModel
-from binarize_cli.packed.format import FORMAT
+from binarize_cli.packed.codes import is_row, row_of
+from binarize_cli.packed.format import validated
+from binarize_cli.packed.recipe_defaults import differences
+from binarize_cli.packed.schema import FORMAT, Document
 from binarize_cli.recipe import Recipe
 
 
@@ -25,33 +28,52 @@ def packed_document(
     table: Sequence[Layer],
     dataset: ImageDataset,
     provenance: dict[str, Any],
-) -> dict[str, Any]:
-    """The document, but for the accuracy, which the file itself has yet to score.
+) -> Document:
+    """Return the document, but for the accuracy, which the file itself has yet to score.
 
-    It holds no date, so that the same run writes the same bytes.
+    It holds no date, so that the same run writes the same bytes. Raises InputError, naming the field, for
+    what a packed file cannot say.
     """
-    return {
+    rows = [row_of(layer) for row in table if is_row(layer := row.to_json())]
+    tree = {
         "format": FORMAT,
         "model": {
             "source": model.source,
             "name": model.name,
-            "num_classes": model.num_classes,
-            "kwargs": model.kwargs,
             "classes": list(dataset.classes),
+            "kwargs": model.kwargs,
         },
-        "preprocessing": model.preprocessing.to_json(),
+        "preprocessing": _as_json(model.preprocessing.to_json()),
         "method": recipe.method,
         "task": recipe.task,
-        "recipe": recipe.model_dump(mode="json"),
-        "layers": [row.to_json() for row in table],
-        "accuracy": None,
-        "data": {"name": dataset.name, "reference": dataset.reference, "fingerprint": dataset.fingerprint},
+        "inputs": _inputs(recipe) if any("input" in row for row in rows) else None,
+        "layers": rows,
+        "recipe": differences(recipe.model_dump(mode="json")),
+        "data": {**dataset.reference, "fingerprint": dataset.fingerprint},
         "provenance": provenance,
+    }
+    return validated(tree, "the packed file")
+
+
+def _inputs(recipe: Recipe) -> dict[str, Any]:
+    """What of the recipe the arithmetic of binary inputs depends on."""
+    made = recipe.activation
+    return {
+        "threshold": made.threshold,
+        "padding": made.padding,
+        "blocks": made.blocks,
+        "attention": made.attention,
+        "overflow": recipe.accumulator.overflow if recipe.task == "bwaa" else None,
     }
 
 
+def _as_json(tree: dict[str, Any]) -> dict[str, Any]:
+    """Tuples as lists, as JSON has them."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in tree.items()}
+
+
 def provenance(model: FloatModel, recipe: Recipe, device: torch.device, steps: int) -> dict[str, Any]:
-    """Versions, device, precision, seed, steps and weights: what made the numbers."""
+    """Return versions, device, precision, steps and float weights: what made the numbers."""
     return {
         "bnnpp": __version__,
         "torch": torch.__version__,
@@ -60,7 +82,6 @@ def provenance(model: FloatModel, recipe: Recipe, device: torch.device, steps: i
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "precision": precision(recipe.train.amp, device),
-        "seed": recipe.train.seed,
         "steps": steps,
         "weights": model.weights,
         "weights_sha256": model.weights_sha256,

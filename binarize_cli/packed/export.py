@@ -8,11 +8,11 @@ from torch import nn
 
 from binarize_cli.binarize.convert import binary_layers, binary_matmuls, binary_weights
 from binarize_cli.packed.bits import pack
-from binarize_cli.packed.format import BITS, SCALE, SIDES
+from binarize_cli.packed.check import BITS, COUNTER, SCALE, SIDES
 
 
 def packed_tensors(net: nn.Module) -> dict[str, np.ndarray]:
-    """The tensors of a network that went through `harden`: bits and scales, and all else by its own name."""
+    """Return the tensors of a network that went through `harden`: bits, scales, all else by its own name."""
     tensors: dict[str, np.ndarray] = {}
     for name, weight in binary_weights(net):
         tensors[name + BITS] = pack(weight.signs.cpu().numpy())
@@ -25,7 +25,8 @@ def packed_tensors(net: nn.Module) -> dict[str, np.ndarray]:
             tensors[f"{name}.{side}_scale"] = narrowest(fixed.scale)
             if fixed.threshold is not None:
                 tensors[f"{name}.{side}_threshold"] = narrowest(fixed.threshold)
-    return tensors | {name: narrowest(tensor) for name, tensor in net.state_dict().items()}
+    state = {name: tensor for name, tensor in net.state_dict().items() if not name.endswith(COUNTER)}
+    return tensors | {name: narrowest(tensor) for name, tensor in state.items()}
 
 
 def narrowest(tensor: torch.Tensor) -> np.ndarray:

@@ -1,10 +1,15 @@
-"""The network of a packed file, rebuilt from the file alone: no model flag, no network access, no recipe."""
+"""The network of a packed file, rebuilt from the file alone: no model flag, no network access, no recipe.
+
+The architecture is built twice: first without memory, to hold every name and shape against the file, then
+with it. So a file of 60 KB that names a network of gigabytes is refused before anything is allocated.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -12,13 +17,15 @@ from binarize_cli.binarize.accumulator import AccumulatorRule
 from binarize_cli.binarize.activations import Axes, SignInput
 from binarize_cli.binarize.blocks import rewrite_architecture
 from binarize_cli.binarize.convert import replace_layers
-from binarize_cli.binarize.layers import BINARY_LAYERS, PAD_VALUES
-from binarize_cli.binarize.matmuls import BINARY_MATMULS
-from binarize_cli.errors import InputError
-from binarize_cli.models.build import build
+from binarize_cli.binarize.layers import BINARY_LAYERS, PAD_VALUES, is_candidate
+from binarize_cli.binarize.matmuls import BINARY_MATMULS, is_matmul
+from binarize_cli.errors import InputError, printable
+from binarize_cli.models.build import build, build_skeleton
 from binarize_cli.packed.bits import unpack
-from binarize_cli.packed.format import BITS, OWN, SCALE, PackedFile
+from binarize_cli.packed.check import BITS, COUNTER, OWN, SCALE, SIDES, faults_of_tensors
+from binarize_cli.packed.format import PackedFile
 from binarize_cli.packed.integer_accumulator import IntegerAccumulator
+from binarize_cli.packed.schema import Document, Row
 
 
 class PackedWeight(nn.Module):
@@ -55,68 +62,126 @@ class PackedWeight(nn.Module):
 
 
 def rebuild(file: PackedFile) -> nn.Module:
-    """The network, in eval mode, float32 on the CPU. Raises InputError where file and model disagree."""
-    model = file.document["model"]
-    net = build(model["source"], model["name"], model["num_classes"], **model["kwargs"])
-    made = file.document["recipe"].get("activation", {})  # a file of weights alone may not have it
-    net = rewrite_architecture(
-        net, file.document["task"], made.get("blocks", "keep"), made.get("attention", "float")
-    )
-    tensors = {name: torch.from_numpy(array) for name, array in file.tensors.items()}
-    names = [name.removesuffix(BITS) for name in tensors if name.endswith(BITS)]
-    rest = {name: tensor for name, tensor in tensors.items() if not name.endswith(OWN)}
-    rows = {row["name"]: row for row in file.document["layers"]}
-    try:
-        replace_layers(net, names, lambda name, layer: _layer(name, layer, rows[name], tensors, made))
-        for name in rows:
-            if name + ".left_scale" in tensors:
-                net.set_submodule(name, _matmul(net.get_submodule(name), rows[name], tensors))
-        net.load_state_dict(rest)  # copies float16 into float32
-    except (AttributeError, KeyError, ValueError, RuntimeError) as error:
-        hint = "The file is damaged, or the model has changed in this version of its library."
-        what = f"does not fit the model {model['name']}: {error}"
-        raise InputError(what, where=str(file.path), hint=hint) from None
+    """Return the network, in eval mode, float32 on the CPU. Raises InputError where file and model disagree.
+
+    Every tensor of the file is used, once; every row of its table is a layer of the model, and every layer
+    has its row.
+    """
+    document = file.document
+    with _fitting(file):
+        faults = faults_of_tensors(document, file.tensors)
+        faults = faults or list(_faults(_architecture(document, build_skeleton), document, file.tensors))
+        if faults:
+            more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
+            raise ValueError("; ".join(faults[:3]) + more)
+        net = _architecture(document, build)
+        tensors = {name: torch.from_numpy(array) for name, array in file.tensors.items()}
+        rows = {row.name: row for row in document.layers if row.binary}
+        replace_layers(net, rows, lambda name, module: _binary(module, rows[name], tensors, document))
+        rest = {name: tensor for name, tensor in tensors.items() if not name.endswith(OWN)}
+        net.load_state_dict(rest, strict=False)  # `_faults` was strict; copies float16 into float32
     return net.eval()
 
 
-def _layer(name: str, layer: nn.Module, row: dict, tensors: dict[str, Tensor], made: dict) -> nn.Module:
-    """Return the binary form of a layer; with an input scale, its inputs become signs, summed in integers."""
-    source, binary = _packed_weight(name, layer, tensors), BINARY_LAYERS[type(layer)]
-    if name + ".input_scale" not in tensors:
-        return binary(layer, source)
+@contextmanager
+def _fitting(file: PackedFile) -> Iterator[None]:
+    """Whatever the libraries raise on a file that does not fit its model becomes one message."""
+    try:
+        yield
+    except (AttributeError, KeyError, ValueError, RuntimeError, TypeError) as error:
+        hint = "The file is damaged, or the model has changed in this version of its library."
+        what = f"does not fit the model {file.document.model.name}: {printable(str(error))[:1000]}"
+        raise InputError(what, where=printable(str(file.path)), hint=hint) from None
+
+
+def _architecture(document: Document, how: Callable[..., nn.Module]) -> nn.Module:
+    """The network with its layers still float, built by `build` or `build_skeleton`."""
+    model, made = document.model, document.inputs
+    net = how(model.source, model.name, model.num_classes, **model.builder_kwargs)
+    if made is None:
+        return rewrite_architecture(net, "bw", "keep", "float")
+    return rewrite_architecture(net, document.task, made.blocks, made.attention)
+
+
+def _faults(net: nn.Module, document: Document, tensors: dict[str, np.ndarray]) -> Iterator[str]:
+    """What of the file is not so in the model, or the other way round; `net` has no memory."""
+    modules = dict(net.named_modules())
+    layers = {name for name, module in modules.items() if is_candidate(module) or is_matmul(module)}
+    rows = {row.name: row for row in document.layers}
+    yield from (f"{name}: the model has no such layer" for name in rows if name not in layers)
+    yield from (f"{name}: the table has no row for it" for name in sorted(layers - rows.keys()))
+    expected = {n: t for n, t in net.state_dict().items() if not n.endswith(COUNTER)}
+    for name in layers & rows.keys():
+        row, module = rows[name], modules[name]
+        yield from _faults_of_row(net, module, row, tensors)
+        if row.shape and is_candidate(module):
+            expected.pop(f"{name}.weight", None)
+            bias = f"{name}.bias"
+            if f"{name}.input_threshold" in tensors and isinstance(module, nn.Linear):
+                expected.setdefault(bias, torch.empty(row.shape[0], device="meta"))
+    found = {name: tensor for name, tensor in tensors.items() if not name.endswith(OWN)}
+    yield from (f"{name}: is missing" for name in sorted(expected.keys() - found.keys()))
+    yield from (f"{name}: the model has no such tensor" for name in sorted(found.keys() - expected.keys()))
+    for name in sorted(expected.keys() & found.keys()):
+        want, have = expected[name], found[name]
+        types = ("float16", "float32") if want.is_floating_point() else (str(want.dtype).split(".")[1],)
+        if tuple(want.shape) != have.shape or have.dtype.name not in types:
+            yield f"{name}: {have.dtype} {list(have.shape)}, not {types[0]} {list(want.shape)}"
+
+
+def _faults_of_row(
+    net: nn.Module, module: nn.Module, row: Row, tensors: dict[str, np.ndarray]
+) -> Iterator[str]:
+    if is_matmul(module):
+        if not row.is_matmul:
+            yield f"{row.name}: the row is not one of a matmul"
+        for side, channels in zip(SIDES[1:], _channels(net, module, row.name), strict=True):
+            yield from _faults_of_threshold(f"{row.name}.{side}_threshold", channels, tensors)
+        return
+    if row.is_matmul:
+        yield f"{row.name}: the row is one of a matmul, but this is a layer"
+    elif row.shape and type(module) not in BINARY_LAYERS:
+        yield f"{row.name}: a {type(module).__name__} cannot be binary"
+    elif row.shape and row.shape != list(module.weight.shape):
+        yield f"{row.name}: weights {row.shape}, not {list(module.weight.shape)}"
+    channels = module.in_features if isinstance(module, nn.Linear) else module.in_channels
+    yield from _faults_of_threshold(f"{row.name}.input_threshold", channels, tensors)
+
+
+def _faults_of_threshold(name: str, channels: int, tensors: dict[str, np.ndarray]) -> Iterator[str]:
+    found = tensors.get(name)
+    if found is not None and found.shape != (channels,):
+        yield f"{name}: {list(found.shape)}, not [{channels}]"
+
+
+def _channels(net: nn.Module, matmul: nn.Module, name: str) -> list[int]:
+    """How many thresholds each factor of a matmul of attention has: of heads, or of heads and their width."""
+    attention = net.get_submodule(name.rsplit(".", 2)[0])
+    heads = attention.num_heads
+    width = attention.proj.in_features if hasattr(attention, "proj") else attention.out_proj.in_features
+    return [heads if len(axes) == 1 else width for axes in matmul.axes]
+
+
+def _binary(module: nn.Module, row: Row, tensors: dict[str, Tensor], document: Document) -> nn.Module:
+    """Return the binary form of a layer, or of a matmul of attention; sums of signs are integers."""
+    name, made = row.name, document.inputs
+    rule = None if row.shift is None else AccumulatorRule(made.overflow, row.shift)
+    if row.is_matmul:
+        sides = zip(SIDES[1:], module.axes, strict=True)
+        factors = [_input(name, side, axes, tensors) for side, axes in sides]
+        return BINARY_MATMULS[type(module)](*factors, IntegerAccumulator(rule))
+    source = PackedWeight(tensors[name + BITS], tensors[name + SCALE].float(), tuple(row.shape))
+    binary = BINARY_LAYERS[type(module)]
+    if row.input is None:
+        return binary(module, source)
     signs = _input(name, "input", binary.axes, tensors)
-    made_of = binary(layer, source, signs, _accumulator(row), PAD_VALUES[made["padding"]])
+    layer = binary(module, source, signs, IntegerAccumulator(rule), PAD_VALUES[made.padding])
     if layer.bias is None and (bias := tensors.get(name + ".bias")) is not None:
-        made_of.bias = nn.Parameter(
-            torch.zeros_like(bias, dtype=torch.float32)
-        )  # it holds what thresholds took
-    return made_of
-
-
-def _matmul(module: nn.Module, row: dict, tensors: dict[str, Tensor]) -> nn.Module:
-    """Return the binary form of a matmul of attention."""
-    sides = zip(("left", "right"), module.axes, strict=True)
-    inputs = [_input(row["name"], side, axes, tensors) for side, axes in sides]
-    return BINARY_MATMULS[type(module)](*inputs, _accumulator(row))
+        layer.bias = nn.Parameter(torch.zeros_like(bias, dtype=torch.float32))  # what thresholds took off
+    return layer
 
 
 def _input(name: str, side: str, axes: Axes, tensors: dict[str, Tensor]) -> SignInput:
     threshold = tensors.get(f"{name}.{side}_threshold")
     scale = tensors[f"{name}.{side}_scale"].float()
     return SignInput(axes, None if threshold is None else threshold.float(), scale)
-
-
-def _accumulator(row: dict) -> IntegerAccumulator:
-    rule = row["accumulator"]
-    return IntegerAccumulator(AccumulatorRule(rule["overflow"], rule["shift"]) if rule else None)
-
-
-def _packed_weight(name: str, layer: nn.Module, tensors: dict[str, Tensor]) -> PackedWeight:
-    shape = tuple(layer.weight.shape)
-    bits, scale = tensors[name + BITS], tensors[name + SCALE]
-    expected = (shape[0], math.ceil(math.prod(shape[1:]) / 8))
-    if bits.dtype != torch.uint8 or bits.shape != expected:
-        raise ValueError(f"{name} has bits {bits.dtype} {tuple(bits.shape)}, not uint8 {expected}")
-    if not scale.is_floating_point() or scale.shape != shape[:1]:
-        raise ValueError(f"{name} has a scale {scale.dtype} {tuple(scale.shape)}, not float {shape[:1]}")
-    return PackedWeight(bits, scale.float(), shape)

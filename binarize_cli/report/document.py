@@ -30,14 +30,16 @@ def report_document(
     """`account` is what `packed.contents` says of the file; `accuracy` has float, soft, hard and packed."""
     packed = accuracy["packed"]
     return {
-        "tool": f"bnnpp {file.document['provenance']['bnnpp']}",
+        "tool": f"bnnpp {account['provenance']['bnnpp']}",
         "command": command,
         "file": file.path.name,
-        "method": file.document["method"],
-        "task": file.document["task"],
-        "model": file.document["model"],
+        "method": account["method"],
+        "task": account["task"],
+        "model": account["model"],
         "data": {
-            **file.document["data"],
+            "name": dataset.name,
+            "reference": dataset.reference,
+            "fingerprint": dataset.fingerprint,
             "train_images": train_images,
             "held_out_images": batchnorm.held_out_images if batchnorm else 0,
             "val_images": packed.images,
@@ -59,8 +61,8 @@ def report_document(
         "ratio": account["ratio"],
         "confusion": sparse(packed.confusion),
         "worst": worst_confusions(packed, dataset.classes),
-        "recipe": file.document["recipe"],
-        "provenance": {**file.document["provenance"], "seconds": round(seconds, 1)},
+        "recipe": account["recipe"],
+        "provenance": {**account["provenance"], "seconds": round(seconds, 1)},
     }
 
 
