@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 from browser import WIDTHS, browser, look
+from test_comparison import a_result
 from test_report import a_document, many_confusions
 
+from binarize_cli.report.compare_page import render_comparison
+from binarize_cli.report.comparison import Run, compare_runs
 from binarize_cli.report.html import render
 
 pytestmark = pytest.mark.skipif(browser() is None, reason="no Chromium is installed (apt install chromium)")
@@ -31,6 +34,8 @@ PAGES = {
     "names with markup": lambda: render(hostile()),
     "a thousand classes": lambda: render(thousand()),
     "nothing trained": lambda: render(untrained()),
+    "a comparison of twelve rows": lambda: render_comparison(comparison(12)),
+    "a comparison of one run": lambda: render_comparison(comparison(1)),
 }
 
 
@@ -38,6 +43,17 @@ def untrained() -> dict:
     scores = a_document(["a", "b", "c"])["accuracy"]
     changes = {"accuracy": {**scores, "float": None, "soft": None}, "epochs": [], "best_epoch": None}
     return a_document(["a", "b", "c"], method="ptq") | changes
+
+
+def comparison(rows: int) -> dict:
+    """Return rows of three seeds, the last with a name that is markup; one row has one run."""
+    runs = []
+    for place in range(rows):
+        label = HOSTILE if place == 11 else f"paper/binary-activations/method-{place}"
+        for seed in range(1 if rows == 1 else 3):
+            result = a_result(seed=seed, top1=60 + 3 * place + seed, task=("bw", "bwa", "bwaa")[place % 3])
+            runs.append(Run(result | {"bytes": 10**6 + place // 4}, f"run {place}/report.html", label))
+    return compare_runs(runs)
 
 
 @pytest.mark.parametrize("name", PAGES)

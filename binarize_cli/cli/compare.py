@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import json
 import shlex
-import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
-from rich.markup import escape
-from rich.table import Table
 
 from binarize_cli.cli import options as o
 from binarize_cli.console import result, say, stdout, warn
-from binarize_cli.errors import InputError
+from binarize_cli.errors import InputError, did_you_mean
 from binarize_cli.files import RunFolder
 
-SCORES = ("float", "soft", "hard", "packed")
+ERRORS = ("half-range", "standard-error")
 
 
 @dataclass(frozen=True)
@@ -37,7 +33,7 @@ class Entry:
 
 def compare(
     context: typer.Context,
-    model: o.Model,
+    model: Annotated[str | None, typer.Argument(help="As of 'bnnpp binarize'; none with --from.")] = None,
     methods: Annotated[
         str | None,
         typer.Option("--methods", help="Methods, with commas between, or 'all'.", metavar="A,B,..."),
@@ -49,10 +45,28 @@ def compare(
     seeds: Annotated[
         str, typer.Option("--seeds", help="Seeds, with commas between.", metavar="N,N,...")
     ] = "0",
-    output: o.Output = None,
+    from_: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--from",
+            help="Run nothing: compare the finished runs in this folder, or a report.json. Repeatable.",
+            metavar="DIR",
+        ),
+    ] = None,
+    error: Annotated[
+        str, typer.Option("--error", help="What follows ±: half-range or standard-error, over the seeds.")
+    ] = "half-range",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="For runs and tables. Default: runs/compare-<model> or runs/compare."
+        ),
+    ] = None,
     as_json: o.Json = False,
 ) -> None:
     """One table of several methods on the same model and data: a run for each method and seed.
+
+    Writes compare.html, .md, .csv and .json to the folder of the runs, or with --from to --output.
 
     All other flags are those of 'bnnpp binarize'. A run that has finished is read, not repeated, with a
     warning if another command made it; one that was interrupted is resumed. The float model's logits are
@@ -63,18 +77,61 @@ def compare(
     bnnpp compare resnet20 --methods bc,bnn++ --recipes paper/bnn++ --data-dir cifar10 --epochs 3
 
     bnnpp compare digits_resnet --methods bnn++ --tasks bw,bwa,bwaa --seeds 0,1,2
+
+    bnnpp compare --from runs/compare-digits_vit --from runs/mine --output tables
     """
+    if error not in ERRORS:
+        hint = did_you_mean(error, ERRORS, f"Known: {', '.join(ERRORS)}.")
+        raise InputError(f"'{error}' is no kind of error", where="--error", hint=hint)
+    if from_:
+        _refuse_with_from(
+            {"MODEL": model, "--methods": methods, "--recipes": recipes, "--tasks": tasks}, context
+        )
+        folder = output or Path("runs") / "compare"
+        runs = _read_runs(from_, folder)
+        _tell(runs, folder, error, as_json)
+        return
+    if model is None:
+        raise InputError("name a model, or --from a folder of runs", hint="Try 'bnnpp compare --help'.")
     entries = _entries(methods, recipes, tasks)
     numbers = _seeds(seeds)
     folder = output or Path("runs") / f"compare-{model.replace('/', '-')}"
-    rows = []
+    runs = []
     for entry in entries:
-        reports = [_report(context, model, entry, seed, folder) for seed in numbers]
-        rows.append(_row(entry, reports))
+        runs += [_run(context, model, entry, seed, folder) for seed in numbers]
+    _tell(runs, folder, error, as_json)
+
+
+def _read_runs(places: list[Path], folder: Path) -> list[Any]:
+    from binarize_cli.report.comparison import runs_of
+    from binarize_cli.report.results import read_results
+
+    return runs_of(read_results(places), folder)
+
+
+def _refuse_with_from(given: dict[str, str | None], context: typer.Context) -> None:
+    """Raise InputError if a flag of running goes with --from, which runs nothing."""
+    unknown = [word for word in [*context.args, given["MODEL"] or ""] if word.startswith("-")]
+    wrong = [*unknown, *context.args, *(flag for flag, value in given.items() if value)]
+    if wrong:
+        what = f"--from runs nothing, so {wrong[0]} has no meaning"
+        raise InputError(what, hint="Leave one of them out.")
+
+
+def _tell(runs: list[Any], folder: Path, error: str, as_json: bool) -> None:
+    """Write the comparison, and print it."""
+    from functools import partial
+
+    from binarize_cli.report.comparison import cell, compare_runs, write_comparison
+    from binarize_cli.report.tables import comparison_table
+
+    comparison = compare_runs(runs)
+    page = write_comparison(folder, comparison, error)
     if as_json:
-        result(json.dumps({"model": model, "seeds": numbers, "rows": rows}))
+        result(json.dumps(comparison))
     else:
-        stdout().print(_table(rows))
+        stdout().print(comparison_table(comparison["rows"], partial(cell, error=error)))
+    say(f"written: {page}, and compare.md, .csv and .json beside it")
 
 
 def _entries(methods: str | None, recipes: str | None, tasks: str | None) -> list[Entry]:
@@ -108,8 +165,21 @@ def _seeds(text: str) -> list[int]:
     return [int(word) for word in words]
 
 
-def _report(context: typer.Context, model: str, entry: Entry, seed: int, folder: Path) -> dict[str, Any]:
-    """Return the report of one run: finished before, or made now, as `bnnpp binarize` makes it."""
+def _run(context: typer.Context, model: str, entry: Entry, seed: int, folder: Path) -> Any:
+    """Return one run of an entry, with its report's place as seen from the folder of the comparison."""
+    from dataclasses import replace
+
+    from binarize_cli.report.comparison import runs_of
+    from binarize_cli.report.results import trim
+
+    run, document = _report(context, model, entry, seed, folder)
+    return replace(runs_of([(run.report, trim(document))], folder)[0], label=entry.label)
+
+
+def _report(
+    context: typer.Context, model: str, entry: Entry, seed: int, folder: Path
+) -> tuple[RunFolder, dict[str, Any]]:
+    """Return one run and its report: finished before, or made now, as `bnnpp binarize` makes it."""
     from binarize_cli.cli.binarize import flags_of, run_job
 
     run = RunFolder(folder / f"{entry.folder}-{seed}")
@@ -121,42 +191,7 @@ def _report(context: typer.Context, model: str, entry: Entry, seed: int, folder:
         say(f"{entry.label}, seed {seed}: finished before, in {run.path}")
         if (other := document["command"].removesuffix(" --resume")) != command:
             warn(f"{entry.label}, seed {seed}: that was another command: {other}")
-        return document
+        return run, document
     say(f"{entry.label}, seed {seed}: {command}")
     _, document = run_job(command, flags_of(words) | ({"resume": "always"} if run.started else {}))
-    return document
-
-
-def _row(entry: Entry, reports: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean and spread (half the range) over seeds of each top-1, and of the signs that flipped in all."""
-    row: dict[str, Any] = {"row": entry.label, "method": reports[0]["method"]}
-    for name in SCORES:
-        scored = [report["accuracy"][name] for report in reports]
-        row[name] = _spread([score["top1"] for score in scored]) if all(scored) else None
-    flips = [[100 * e["flip_ratio"] for e in r["epochs"] if e["flip_ratio"] is not None] for r in reports]
-    row["flips"] = _spread([sum(each) for each in flips]) if all(flips) else None
-    row["minutes"] = round(sum(report["provenance"]["seconds"] for report in reports) / 60, 1)
-    row["commands"] = [report["command"] for report in reports]
-    return row
-
-
-def _spread(values: list[float]) -> dict[str, float]:
-    half = (max(values) - min(values)) / 2
-    return {"mean": round(statistics.fmean(values), 2), "spread": round(half, 2)}
-
-
-def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(box=box.SIMPLE)
-    table.add_column("method or recipe")
-    for column in ("float", "soft", "hard", "packed file", "flips %", "minutes"):
-        table.add_column(column, justify="right")
-    for row in rows:
-        cells = [_cell(row[name]) for name in (*SCORES, "flips")]
-        table.add_row(escape(row["row"]), *cells, str(row["minutes"]))
-    return table
-
-
-def _cell(value: dict[str, float] | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value['mean']:.2f}" + (f" ± {value['spread']:.2f}" if value["spread"] else "")
+    return run, document

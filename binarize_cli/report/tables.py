@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from rich import box
 from rich.markup import escape
@@ -127,6 +127,18 @@ def accuracy_table(accuracy: Mapping[str, Mapping | None]) -> Table:
             numbers = [f"{scored['top1']:.2f}", f"{scored['top5']:.2f}", f"{scored['loss']:.4f}"]
             style = "bold" if key == "packed" else None
             table.add_row(name, *numbers, str(scored["images"]), style=style)
+    return table
+
+
+def comparison_table(rows: Sequence[Mapping], cell: Callable[[Mapping | None], str]) -> Table:
+    """Return the rows of `comparison.compare_runs`, with `cell` for the text of a mean and its spread."""
+    table = Table(box=box.SIMPLE)
+    table.add_column("method or recipe", overflow="fold")
+    for column in ("n", "epochs", "float", "soft", "hard", "packed file", "flips %", "minutes"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        scores = [cell(row[name]) for name in ("float", "soft", "hard", "packed", "flips")]
+        table.add_row(escape(row["row"]), str(row["n"]), str(row["epochs"]), *scores, str(row["minutes"]))
     return table
 
 
