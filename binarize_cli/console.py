@@ -1,10 +1,13 @@
 """The two streams: stdout carries the result alone, everything a person reads goes to stderr.
 
-Of several ranks the first alone speaks.
+Of several ranks the first alone speaks. Neither stream can end a run in a traceback: what its encoding
+lacks is escaped, a stderr that is gone is done without, and a stdout that is gone is an OutputError.
 """
 
 from __future__ import annotations
 
+import codecs
+import os
 import sys
 import time
 from functools import cache
@@ -13,13 +16,74 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from binarize_cli.errors import OutputError
 from binarize_cli.ranks import is_rank0
 
 PLAIN_WIDTH = 140  # columns off a terminal (a SLURM log, a pipe), so that tables keep their shape
 
 
+class Stream:
+    """sys.stdout or sys.stderr, whatever stands there at the time, whose failures are ours to handle."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def write(self, text: str) -> int:
+        """Write all of `text`. Raises OutputError for stdout; for stderr there is nobody left to tell."""
+        try:
+            getattr(sys, self.name).write(text)
+        except (OSError, ValueError, AttributeError) as error:  # full; closed in Python; closed by the shell
+            self._fail(error)
+        return len(text)
+
+    def flush(self) -> None:
+        """Hand over what was written."""
+        try:
+            getattr(sys, self.name).flush()
+        except (OSError, ValueError, AttributeError) as error:
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        if isinstance(error, OSError):
+            silence(self.name)
+        if self.name == "stdout":
+            what = getattr(error, "strerror", None) or "it is closed"
+            raise OutputError(f"cannot be written: {what}", where="stdout") from None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(getattr(sys, self.name), name)
+
+
+def silence(name: str) -> None:
+    """Send the rest of a broken stream nowhere: Python flushes it once more when it exits."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), getattr(sys, name).fileno())
+    except (OSError, ValueError, AttributeError):  # nothing is open behind it
+        setattr(sys, name, None)
+
+
+def _escape(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Bytes of a file's name as they are, everything else that an encoding lacks as \\u escapes."""
+    if isinstance(error, UnicodeEncodeError):
+        text = error.object[error.start : error.end]
+        if all("\udc80" <= sign <= "\udcff" for sign in text):
+            return bytes(ord(sign) - 0xDC00 for sign in text), error.end
+    return codecs.backslashreplace_errors(error)
+
+
+codecs.register_error("bnnpp.escape", _escape)
+
+
+def never_fail_to_encode() -> None:
+    """Let both streams escape what their encoding lacks: with ASCII, and in names that are not UTF-8."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="bnnpp.escape")
+
+
 def _console(stderr: bool) -> Console:
-    look: dict[str, Any] = {"stderr": stderr, "highlight": False, "quiet": not is_rank0()}
+    file = Stream("stderr" if stderr else "stdout")
+    look: dict[str, Any] = {"file": file, "highlight": False, "quiet": not is_rank0()}
     console = Console(**look)
     return console if console.is_terminal else Console(**look, width=PLAIN_WIDTH)
 
@@ -61,5 +125,6 @@ def show(table: Table) -> None:
 def result(text: str) -> None:
     """The result, on stdout: a path or one JSON document."""
     if is_rank0():
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
+        out = Stream("stdout")
+        out.write(text + "\n")
+        out.flush()

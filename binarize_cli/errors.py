@@ -52,6 +52,10 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+class OutputError(BnnppError):
+    """What should be printed cannot be: the pipe is closed, or the disk behind it full. The run is kept."""
+
+
 def did_you_mean(name: str, known: Iterable[str], otherwise: str | None = None) -> str | None:
     """A hint such as "Did you mean 'bnn++' or 'bnn+'?", or `otherwise` if nothing known is near `name`."""
     near = difflib.get_close_matches(name.lower(), list(known), n=3, cutoff=0.6)

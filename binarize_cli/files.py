@@ -6,7 +6,9 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,6 +17,46 @@ from typing import BinaryIO, Literal
 
 from binarize_cli import ranks
 from binarize_cli.errors import InputError
+
+
+def kind_of(path: Path) -> Literal["file", "folder", "other"] | None:
+    """Return what lies at `path`, following links; None where nothing does.
+
+    "other" is what must not be read as a file: a FIFO, a socket, a device. Raises InputError where the
+    system cannot even look: a name that is too long, a loop of links, a folder that may not be searched.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        what = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot be looked at: {what}", where=shortened(str(path))) from None
+    if stat.S_ISDIR(mode):
+        return "folder"
+    return "file" if stat.S_ISREG(mode) else "other"
+
+
+def expanded(path: Path) -> Path:
+    """Return `path` with `~` and `~user` replaced. Raises InputError where there is no such user or home."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise InputError(f"cannot be expanded: {error}", where=str(path)) from None
+
+
+def absolute(path: Path) -> Path:
+    """Return `path` from the root on, `~` replaced. Raises InputError where the working directory is gone."""
+    try:
+        return expanded(path).absolute()
+    except FileNotFoundError:
+        hint = "Change into a folder that exists."
+        raise InputError("the working directory was deleted", where=str(path), hint=hint) from None
+
+
+def shortened(text: str, limit: int = 200) -> str:
+    """Return `text`, cut where it is longer than a message should be."""
+    return text if len(text) <= limit else f"{text[:limit]}..."
 
 
 @contextmanager
@@ -49,7 +91,7 @@ def _advice(error: OSError) -> str:
 
 def write_text(path: Path, text: str) -> None:
     with atomic(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="backslashreplace"))  # a path in it may not be UTF-8
 
 
 @dataclass(frozen=True)
@@ -101,6 +143,19 @@ class RunFolder:
         return self.identity.exists()
 
     @property
+    def resumable(self) -> bool:
+        """Whether a state was saved that a run can continue from."""
+        return self.started and any(self.path.glob("state/*/step-*.state"))
+
+    @property
+    def foreign(self) -> bool:
+        """Whether it holds files, but neither a run of this tool nor the beginning of one."""
+        if self.started or self.finished or self.command.exists():
+            return False
+        found = [entry.name for entry in self.path.iterdir()] if self.path.is_dir() else []
+        return any(name not in BEGINNING and not LEFT_OVER.fullmatch(name) for name in found)
+
+    @property
     def busy(self) -> bool:
         """Whether a process is at work in it."""
         lock = self.path / LOCK
@@ -128,6 +183,8 @@ class RunFolder:
             if not _locked(file):
                 hint = "Wait for it to end, or give each run an --output of its own."
                 raise InputError("another process is at work in this run", where=str(self.path), hint=hint)
+            _sweep(self.path)
+            _claimed.append(self.path)
             try:
                 yield
             finally:
@@ -140,6 +197,25 @@ class RunFolder:
 
 
 LOCK = ".lock"
+BEGINNING = (LOCK, "log.csv", "recipe.yaml", "state")  # what a run writes before its identity
+LEFT_OVER = re.compile(r"\.(log\.csv|recipe\.yaml|report\.html|report\.json|model\.safetensors)\.\d+")
+
+_claimed: list[Path] = []  # the folders that this process has held, in order
+
+
+def claimed_folder() -> Path | None:
+    """Return the run folder that this process holds or held last, None before it claims one."""
+    return _claimed[-1] if _claimed else None
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes were writing: whoever holds the folder is the only one to write there."""
+    for file in folder.glob(".*"):
+        if LEFT_OVER.fullmatch(file.name):
+            file.unlink(missing_ok=True)
+    for file in folder.glob("state/**/.*"):
+        if file.is_file():
+            file.unlink(missing_ok=True)
 
 
 def _locked(file: BinaryIO) -> bool:
@@ -162,6 +238,20 @@ class Choice:
     resumed: bool = False
     finished: bool = False
     """Nothing: the same command has finished it."""
+    numbered: str = ""
+    """The name without its number, of a new folder: if another run takes this one first, the next will do."""
+
+    @contextmanager
+    def claimed(self) -> Iterator[RunFolder]:
+        """Create the folder, if it is new, and hold it until this process ends in whatever way.
+
+        For the first rank alone. Raises InputError where another process holds it.
+        """
+        folder = self.folder
+        while self.numbered and not _created(folder.path):
+            folder = _numbered(self.numbered)[-1]
+        with folder.claimed():
+            yield folder
 
 
 def choose_run(name: str, output: Path | None, resume: Resume, overwrite: bool, command: str = "") -> Choice:
@@ -174,10 +264,10 @@ def choose_run(name: str, output: Path | None, resume: Resume, overwrite: bool, 
     """
     if output is not None:
         return _explicit(RunFolder(output), resume, overwrite, command)
-    numbered = [RunFolder(Path("runs") / name)]
-    while numbered[-1].path.exists():
-        numbered.append(RunFolder(Path("runs") / f"{name}-{len(numbered) + 1}"))
+    numbered = _numbered(name)
     open_runs = [run for run in numbered if run.started and not run.finished and not run.busy]
+    if resume == "always":
+        open_runs = [run for run in open_runs if run.resumable]
     if resume == "auto":
         open_runs = [run for run in open_runs if _started_by(run, command)]
     if open_runs and resume != "never":
@@ -185,25 +275,52 @@ def choose_run(name: str, output: Path | None, resume: Resume, overwrite: bool, 
     if resume == "always":
         hint = "Leave --resume out to start one, or name a folder with --output."
         raise InputError(f"no unfinished run runs/{name}* to resume", where="--resume", hint=hint)
-    return Choice(numbered[-1])
+    return Choice(numbered[-1], numbered=name)
+
+
+def _numbered(name: str) -> list[RunFolder]:
+    """`runs/<name>`, then `-2`, `-3` ..., up to the first that does not exist."""
+    numbered = [RunFolder(Path("runs") / name)]
+    while kind_of(numbered[-1].path):
+        numbered.append(RunFolder(Path("runs") / f"{name}-{len(numbered) + 1}"))
+    return numbered
+
+
+def _created(path: Path) -> bool:
+    """Whether the folder is new, and ours. Raises InputError where it cannot be made."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir()
+    except FileExistsError:
+        return False
+    except OSError as error:
+        what = f"cannot be written: {error.strerror or error}"
+        raise InputError(what, where=str(path), hint=_advice(error)) from None
+    return True
 
 
 def _started_by(run: RunFolder, command: str) -> bool:
-    return run.command.exists() and run.command.read_text().strip() == command
+    written = command.encode(errors="backslashreplace").decode()
+    return run.command.exists() and run.command.read_text(errors="replace").strip() == written
 
 
 def _explicit(run: RunFolder, resume: Resume, overwrite: bool, command: str) -> Choice:
     where = str(run.path)
-    there = next(place for place in (run.path, *run.path.absolute().parents) if place.exists())
-    if not there.is_dir():
+    there = next(place for place in (run.path, *absolute(run.path).parents) if kind_of(place))
+    if kind_of(there) != "folder":
         raise InputError(f"{there} is a file, not a folder", where=where, hint="Give --output a folder.")
+    if run.foreign:
+        hint = "Choose an --output that does not exist yet, or is empty."
+        raise InputError(
+            "holds files, but no run of bnnpp: they would be overwritten", where=where, hint=hint
+        )
     if run.finished and resume == "auto" and _started_by(run, command):
         return Choice(run, finished=True)
     if run.finished and not overwrite:
         hint = "Choose another --output, or pass --overwrite."
         raise InputError("holds a finished run", where=where, hint=hint)
-    if resume == "always" and not run.started:
-        raise InputError("holds no run to resume", where=where, hint="Leave --resume out to start one.")
+    if resume == "always" and not run.resumable:
+        raise InputError("holds no state to resume", where=where, hint="Leave --resume out to start one.")
     unfinished = run.started and not run.finished
     if unfinished and resume == "never" and not overwrite:
         hint = "Pass --resume to continue it, --overwrite to start again, or choose another --output."
@@ -211,14 +328,30 @@ def _explicit(run: RunFolder, resume: Resume, overwrite: bool, command: str) -> 
     return Choice(run, resumed=unfinished and resume != "never")
 
 
+def read_report(run: RunFolder) -> dict:
+    """Return the document in report.json. Raises InputError where it is damaged."""
+    return _read_json(run.report)
+
+
 def check_same_run(run: RunFolder, now: dict) -> None:
     """Raises InputError, naming each difference, where the run to resume was started with something else."""
-    old, new = _flat(json.loads(run.identity.read_text())), _flat(now)
+    old, new = _flat(_read_json(run.identity)), _flat(now)
     changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     if changed:
         lines = "".join(f"\n  {key}: {old.get(key)} -> {new.get(key)}" for key in changed)
         hint = "Give the same again, or start a run of its own."
         raise InputError(f"the run was started with something else:{lines}", where=str(run.path), hint=hint)
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(document, dict):
+            raise ValueError("not a mapping")
+    except (OSError, ValueError, RecursionError) as error:
+        hint = "Pass --overwrite to start again, or choose another --output."
+        raise InputError(f"damaged: {error}", where=str(path), hint=hint) from None
+    return document
 
 
 def _flat(tree: dict, prefix: str = "") -> dict:
@@ -227,6 +360,17 @@ def _flat(tree: dict, prefix: str = "") -> dict:
     for key, value in tree.items():
         items |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return items
+
+
+def check_weights(weights: Path | None, output: Path | None) -> None:
+    """Raises InputError where there is nothing at `weights`, or where the packed file would replace it."""
+    if weights is None:
+        return
+    if kind_of(weights) is None:
+        raise InputError("there is no such file of weights", where=str(weights))
+    if output is not None and absolute(weights).resolve() == absolute(RunFolder(output).packed).resolve():
+        hint = "Choose another --output."
+        raise InputError("the packed file would replace these weights", where=str(weights), hint=hint)
 
 
 def check_space(path: Path, needed: int) -> None:

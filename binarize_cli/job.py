@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from binarize_cli.files import Resume
-from binarize_cli.models.names import ModelName
+from binarize_cli.models.names import HeadChoice, ModelName
 from binarize_cli.recipe import Recipe
 
 
@@ -23,6 +23,7 @@ class Job:
     weights: Path | None = None
     pretrained: bool = True
     num_classes: int | None = None
+    head: HeadChoice = "auto"
     img_size: int | None = None
     output: Path | None = None
     device: str = "auto"

@@ -20,7 +20,7 @@ from binarize_cli.binarize.prepare import make_binary
 from binarize_cli.binarize.select import Layer
 from binarize_cli.console import say, show, warn
 from binarize_cli.device import place, precision
-from binarize_cli.files import RunFolder, check_same_run, choose_run, write_text
+from binarize_cli.files import RunFolder, check_same_run, choose_run, read_report, write_text
 from binarize_cli.job import Job
 from binarize_cli.packed.agreement import Agreement, compare_logits
 from binarize_cli.packed.contents import contents
@@ -55,7 +55,7 @@ def run_pipeline(job: Job, stop: StopRequest) -> tuple[RunFolder, dict]:
     with ExitStack() as held:
         with ranks.raise_on_all_ranks():
             run = set_up(job, choice, stop)
-            held.enter_context(run.folder.claimed())
+        run.folder = ranks.broadcast_from_rank0(lambda: held.enter_context(choice.claimed()))
         ranks.broadcast_from_rank0(lambda: begin(run))
         float_reference(run)
         make_network_binary(run)
@@ -70,14 +70,14 @@ def run_pipeline(job: Job, stop: StopRequest) -> tuple[RunFolder, dict]:
 def finished_before(folder: RunFolder) -> tuple[RunFolder, dict]:
     """Return the report of a run that already finished: its job may have been queued again."""
     say(f"{folder.path} holds the finished run")
-    return folder, json.loads(folder.report.read_text())
+    return folder, read_report(folder)
 
 
 def begin(run: Run) -> None:
     """Say what will happen, and make the run folder. Raises InputError on resuming what was another run."""
     if run.recipe.task == "bw" or not run.method.binary:
         show(layers_table([row.to_json() for row in run.table]))
-    say(f"{run.model.name}: {run.model.weights}; head {run.head}; {run.dataset.name}, on {where(run)}")
+    say(f"{run.model.name}: {run.model.weights}; head {run.head}; {run.dataset.summary}; on {where(run)}")
     identity = {
         "model": f"{run.model.source}/{run.model.name}",
         "weights": run.model.weights_sha256,
@@ -85,6 +85,8 @@ def begin(run: Run) -> None:
         "dataset": run.dataset.fingerprint,
         "recipe": run.recipe.model_dump(mode="json"),
     }
+    if run.job.head != "auto":
+        identity["head"] = run.job.head
     if run.resumed:
         check_same_run(run.folder, identity)
     else:

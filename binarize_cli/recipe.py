@@ -16,6 +16,11 @@ from binarize_cli.quantizers.schedules import Schedule, Shape
 Task = Literal["bw", "bwa", "bwaa"]
 TASKS = get_args(Task)
 Share = Annotated[float, Field(ge=0, lt=1)]
+Number = Annotated[float, Field(ge=-1e12, le=1e12)]  # what sums and powers of it can be computed of
+Positive = Annotated[float, Field(gt=0, le=1e12)]
+Weight = Annotated[float, Field(ge=0, le=1e6)]
+Epochs = Annotated[int, Field(ge=0, le=100_000)]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
 
 
 class Section(BaseModel):
@@ -27,8 +32,8 @@ class Section(BaseModel):
 class Span(Section):
     """A schedule over training progress; in a recipe a bare number means that number throughout."""
 
-    start: float
-    end: float
+    start: Number
+    end: Number
     shape: Shape = "linear"
 
     @field_validator("shape")
@@ -51,7 +56,7 @@ class Quantizer(Section):
 
     scale: Literal["channel", "layer", "learned", "none"] = "channel"
     """alpha: mean |w*| of an output channel or of the layer, learned, or 1 (the literal paper form)."""
-    normalize: Annotated[float, Field(gt=0)] | Literal["none"] | None = None
+    normalize: Positive | Literal["none"] | None = None
     """n in multiples of mean |w*|, or `none` for n = 1. Unset: the method's own."""
     map: str | None = None
     """The proximal map P, for methods that have a choice of it (pq, rpc, pc++)."""
@@ -71,7 +76,7 @@ class Activation(Section):
     """t: one a channel, learned from the mean of the calibration images, or 0 (the literal paper form)."""
     scale: Literal["learned", "none"] = "learned"
     """beta: one a layer, learned from the calibration images, or 1."""
-    normalize: Annotated[float, Field(gt=0)] | Literal["none"] | None = None
+    normalize: Positive | Literal["none"] | None = None
     """n in multiples of beta, or `none` for n = 1. Unset: the method's own."""
     schedules: dict[str, Annotated[Span, BeforeValidator(_span)]] = {}
     """As in `quantizer`. Unset: those of the weights if the method is the same, else the method's own."""
@@ -101,6 +106,19 @@ class Layers(Section):
     """Layers that become binary even if `keep_float` names them."""
 
 
+class Preprocess(Section):
+    """From an image to the network's input. Unset: as the model's own weights were trained."""
+
+    mean: Annotated[list[float], Field(min_length=1)] | None = None
+    """The mean of each channel, of values from 0 to 1, which is subtracted."""
+    std: Annotated[list[Annotated[float, Field(ge=1e-6)]], Field(min_length=1)] | None = None
+    """The standard deviation of each channel, by which the difference is divided."""
+    interpolation: Interpolation | None = None
+    """How images are resized."""
+    crop_pct: Annotated[float, Field(ge=0.05, le=1)] | None = None
+    """The share of the resized image's side that the test crop keeps."""
+
+
 class Augment(Section):
     """Augmentation of the training images, by timm."""
 
@@ -110,7 +128,7 @@ class Augment(Section):
     """The least and largest share of the image's area that a random resized crop takes."""
     hflip: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
     """The chance that an image is mirrored; auto: 0 for digits, 0.5 for other data."""
-    color_jitter: Annotated[float, Field(ge=0)] = 0.0
+    color_jitter: Weight = 0.0
     """How much brightness, contrast and saturation vary."""
     auto_augment: str | None = None
     """A policy as timm writes it, such as `rand-m9-mstd0.5`."""
@@ -123,46 +141,46 @@ class Distill(Section):
 
     weight: Annotated[float, Field(ge=0, le=1)] = 0.5
     """The teacher's share of the loss; 0 trains without one."""
-    temperature: Annotated[float, Field(gt=0)] = 2.0
+    temperature: Annotated[float, Field(gt=0, le=1e6)] = 2.0
     """T, which divides the logits of both networks."""
-    blocks: Annotated[float, Field(ge=0)] = 0.0
+    blocks: Weight = 0.0
     """The weight of a further term: the distance between the normalised outputs of each block."""
 
 
 class Train(Section):
     """How the network is trained, in timm's words."""
 
-    epochs: Annotated[int, Field(ge=0)] = 30
+    epochs: Epochs = 30
     """Epochs of fine-tuning with binary weights."""
-    float_epochs: Annotated[int, Field(ge=0)] = 5
+    float_epochs: Epochs = 5
     """Epochs of float fine-tuning before that, if the head had to be replaced."""
-    activation_epochs: Annotated[int, Field(ge=0)] = 0
+    activation_epochs: Epochs = 0
     """Epochs with binary activations and float weights before both are binary (tasks bwa and bwaa)."""
-    batch_size: Annotated[int, Field(ge=1)] = 64
+    batch_size: Annotated[int, Field(ge=1, le=2**20)] = 64
     """Images of one step of the optimizer, over all ranks and micro-batches."""
-    accumulate: Annotated[int, Field(ge=1)] = 1
+    accumulate: Annotated[int, Field(ge=1, le=2**16)] = 1
     """Micro-batches that the images of a step are divided into, to save memory."""
     sync_batchnorm: bool = False
     """Whether BatchNorm takes its statistics over all ranks."""
     opt: str = "adamw"
     """The optimizer, by timm's name."""
-    lr: Annotated[float, Field(gt=0)] = 5e-4
+    lr: Annotated[float, Field(gt=0, le=1e30)] = 5e-4
     """The peak learning rate."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Weight = 0.0
     """Weight decay, on the latent weights too."""
     sched: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate falls after the warm-up."""
-    min_lr: Annotated[float, Field(ge=0)] = 1e-6
+    min_lr: Weight = 1e-6
     """Where the learning rate ends."""
     warmup: Share = 0.05
     """The share of the steps over which the learning rate rises."""
-    clip_grad: Annotated[float, Field(gt=0)] | None = 1.0
+    clip_grad: Positive | None = 1.0
     """The largest gradient norm; null for no clipping."""
     amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
     """The precision of training; auto: bfloat16 where the device computes it fast, else float32."""
-    mixup: Annotated[float, Field(ge=0)] = 0.0
+    mixup: Weight = 0.0
     """The alpha of mixup; 0 for none."""
-    cutmix: Annotated[float, Field(ge=0)] = 0.0
+    cutmix: Weight = 0.0
     """The alpha of CutMix; 0 for none."""
     smoothing: Share = 0.0
     """Label smoothing."""
@@ -174,7 +192,7 @@ class Train(Section):
     """Whether to re-estimate BatchNorm after hardening; kept if it helps on held-out images."""
     hold_out: Share = 0.05
     """The share of the training images (1,000 at most) that is held out to judge that."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """The seed of everything random."""
 
 
@@ -198,6 +216,7 @@ class Recipe(Section):
     activation: Activation = Activation()
     accumulator: Accumulator = Accumulator()
     layers: Layers = Layers()
+    preprocess: Preprocess = Preprocess()
     augment: Augment = Augment()
     distill: Distill = Distill()
     train: Train = Train()

@@ -12,9 +12,13 @@ import yaml
 from pydantic import ValidationError
 
 from binarize_cli.errors import InputError, closest, did_you_mean
+from binarize_cli.files import kind_of, shortened
 from binarize_cli.recipe import Recipe, Section, Span
 
 SUFFIXES = (".yaml", ".yml")
+LARGEST = 64 * 2**10  # bytes of a recipe file; the longest of ours has two thousand
+DEEPEST = 6  # sections in sections, of a key given by --set
+MOST_FAULTS = 20  # told at once
 
 
 @dataclass
@@ -28,6 +32,8 @@ class Draft:
     def set(self, key: str, value: Any, place: str) -> None:
         """Set a dotted key, as a flag or `--set` does. Raises InputError where a parent is no mapping."""
         *parents, last = key.split(".")
+        if len(parents) > DEEPEST:
+            raise InputError(f"no key of a recipe has {len(parents)} sections above it", where=place)
         section = self.data
         for parent in parents:
             if section.get(parent) is None:  # an empty section of the file is None
@@ -46,12 +52,22 @@ class Draft:
         try:
             return Recipe.model_validate(self.data)
         except ValidationError as error:
-            ordered = sorted(error.errors(), key=lambda e: self._order(e["loc"]))
-            # The branches of a union complain one by one about one value: the first of them is enough.
-            faults = list({self._key(e): self._fault(e) for e in reversed(ordered)}.values())[::-1]
+            order = {path: number for number, path in enumerate(self.places)}
+            ordered = sorted(error.errors(), key=lambda e: order.get(self._known_part(e["loc"]), -1))
+        # The branches of a union complain one by one about one value: the first of them is enough.
+        faults = list({self._key(e): e for e in reversed(ordered)}.values())[::-1]
+        lines = [self._fault(fault) for fault in faults[:MOST_FAULTS]]
+        if len(faults) > MOST_FAULTS:
+            lines.append(f"and {len(faults) - MOST_FAULTS} more")
+        if all(self._place(fault).startswith("--") for fault in faults):  # then no recipe is to blame
+            raise InputError("\n  ".join(lines), hint="'bnnpp recipes show default --full' shows every key.")
         several = f"{len(faults)} faults in the recipe" if len(faults) > 1 else "a fault in the recipe"
         hint = "'bnnpp recipes show default --full' shows every key."
-        raise InputError(several + "".join(f"\n  {f}" for f in faults), where=self.origin, hint=hint)
+        raise InputError(several + "".join(f"\n  {line}" for line in lines), where=self.origin, hint=hint)
+
+    def _place(self, error: Mapping) -> str:
+        """The line of the file, or the flag, that a fault is in."""
+        return self.places.get(self._known_part(error["loc"]), self.origin)
 
     def _known_part(self, path: tuple) -> tuple:
         """As much of a path as has a place: pydantic appends the branch of a union it tried."""
@@ -67,16 +83,9 @@ class Draft:
             else self._known_part(error["loc"])
         )
 
-    def _order(self, path: tuple) -> int:
-        """Where a fault stands among the keys, which are in the order of the document, then of the flags."""
-        places = list(self.places)
-        path = self._known_part(path)
-        return places.index(path) if path else -1
-
     def _fault(self, error: Mapping) -> str:
         """One line: place, key, what is wrong."""
-        path = self._known_part(error["loc"])
-        place = self.places.get(path, self.origin)
+        place = self._place(error)
         key = ".".join(str(part) for part in (self._key(error) or error["loc"]))
         if error["type"] == "extra_forbidden":
             *parents, last = error["loc"]
@@ -84,8 +93,18 @@ class Draft:
             guess = did_you_mean(str(last), known, "Known here: " + ", ".join(known) + ".")
             return f"{place}: unknown key '{key}'. {guess}"
         message = error["msg"].removeprefix("Value error, ")
-        shown = "" if isinstance(error["input"], dict | list | Section) else f" (got {error['input']!r})"
-        return f"{place}: {key}: {message}{shown}"
+        given = error["input"]
+        told = isinstance(given, dict | list | Section) or repr(given) in message
+        shown = "" if told else f" (got {shortened(_shown(given))})"
+        named = "" if place == "--" + key.rpartition(".")[2].replace("_", "-") else f"{key}: "
+        return f"{place}: {named}{message}{shown}"
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        return "an integer of thousands of digits"
 
 
 def _keys(path: tuple) -> list[str]:
@@ -99,7 +118,25 @@ def _keys(path: tuple) -> list[str]:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-4 as a number, as people and YAML 1.2 do."""
+    """SafeLoader that reads 1e-4 as a number, as people and YAML 1.2 do, and refuses aliases.
+
+    A few lines of aliases of aliases stand for more values than fit into any memory.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """yaml's own, but for aliases."""
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read here", mark)
+        return super().compose_node(parent, index)
+
+    def construct_scalar(self, node: yaml.Node) -> Any:
+        """yaml's own, but for text that no file can hold."""
+        value = super().construct_scalar(node)
+        if isinstance(value, str) and not value.isascii() and re.search("[\ud800-\udfff]", value):
+            what = "half a character (a lone surrogate)"
+            raise yaml.constructor.ConstructorError(None, None, what, node.start_mark)
+        return value
 
 
 _Loader.yaml_implicit_resolvers = dict(yaml.SafeLoader.yaml_implicit_resolvers)
@@ -112,8 +149,10 @@ def parse_value(text: str) -> Any:
     """The value of `--set key=value`, read as YAML. Raises InputError where it is none."""
     try:
         return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        what = f"'{text}' is not YAML: {getattr(error, 'problem', error)}"
+    except RecursionError:
+        raise InputError("nested too deep", where="--set") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or an integer that is none
+        what = f"'{shortened(text)}' is not YAML: {getattr(error, 'problem', error)}"
         raise InputError(what, where="--set", hint="Quote it once more: --set \"key='value'\".") from None
 
 
@@ -124,8 +163,8 @@ def parse(text: str, origin: str) -> Draft:
         data = yaml.load(text, Loader=_Loader)
         places = _places(node, origin)
     except RecursionError:
-        raise InputError("a section contains itself", where=origin) from None
-    except yaml.YAMLError as error:
+        raise InputError("nested too deep", where=origin) from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or an integer that is none
         mark = getattr(error, "problem_mark", None)
         where = f"{origin}:{mark.line + 1}" if mark else origin
         raise InputError(f"not YAML: {getattr(error, 'problem', error)}", where=where) from None
@@ -174,12 +213,15 @@ def read(name_or_file: str) -> Draft:
     """A recipe by name, or from a file. Raises InputError if there is none."""
     known = names()
     path = folder() / f"{name_or_file}.yaml" if name_or_file in known else Path(name_or_file)
-    if not path.is_file():
+    if kind_of(path) != "file":
         if path.suffix in SUFFIXES:
             raise InputError("no such recipe file", where=name_or_file)
         hint = closest(name_or_file, known, "Run 'bnnpp recipes ls' to see them; a file ends in .yaml.")
         raise InputError(f"no recipe is named '{name_or_file}'", hint=hint)
     try:
+        if path.stat().st_size > LARGEST:
+            what = f"too large for a recipe: more than {LARGEST >> 10} KiB"
+            raise InputError(what, where=name_or_file)
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot be read: {error}", where=name_or_file) from None

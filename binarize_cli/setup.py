@@ -90,8 +90,11 @@ def set_up(job: Job, choice: Choice, stop: StopRequest) -> Run:
             pretrained=job.pretrained,
             num_classes=job.num_classes,
             img_size=job.img_size,
+            new_head=job.head == "replace",
         )
-    head = adapt_head(model, dataset.classes)
+    model.preprocessing = model.preprocessing.overridden(job.recipe.preprocess)
+    head = adapt_head(model, dataset.classes, job.head)
+    dataset = dataset.relabelled(model.classes)  # --head keep: the model may know more classes
     method = effective_method(job.recipe)
     net, table = choose_layers(model, job.recipe, method)
     if method.binary and job.recipe.distill.blocks and not block_names(net):

@@ -117,7 +117,7 @@ WRONG_WORDS = {
     "nothing to resume": (["binarize", "digits_vit", "--resume"], ["--resume", "no unfinished run"]),
     "nothing there to resume": (
         ["binarize", "digits_vit", "--resume", "--output", "there"],
-        ["there", "no run to resume"],
+        ["there", "no state to resume"],
     ),
     "pattern for nothing": (
         ["binarize", "digits_vit", "--set", "layers.keep_float=[first, 'blocks.*.qvk']"],
@@ -478,7 +478,7 @@ def test_the_precision_of_training_is_said_and_kept(amp, said, kept, bnnpp, empt
     """`auto` takes bfloat16 on some machines: what was taken is told, and goes with the file."""
     words = ("--dataset", "digits", "--method", "bc", "--epochs", 0, "--amp", amp)
     outcome = bnnpp("binarize", "digits_resnet", *words)
-    assert f", on {said}\n" in outcome.err
+    assert f"; on {said}\n" in outcome.err
     assert _document(outcome.packed)["provenance"]["precision"] == kept
 
 

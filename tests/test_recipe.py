@@ -285,8 +285,9 @@ def test_a_flag_overrides_the_recipe_and_creates_sections():
 def test_a_fault_of_a_flag_names_the_flag(key, value, message):
     draft = parse("train: {lr: 1.0}", "r.yaml")
     draft.set(key, value, place="--set")
-    (only,) = faults(draft)
-    assert only.startswith(message)
+    with pytest.raises(InputError) as caught:
+        draft.validate()
+    assert str(caught.value).startswith(message)  # and no recipe is blamed
 
 
 def test_a_flag_does_not_go_into_what_is_no_section():

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
+import tempfile
+import traceback
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,8 +21,9 @@ from binarize_cli.cli.inspect import inspect
 from binarize_cli.cli.methods import methods
 from binarize_cli.cli.options import WithResume
 from binarize_cli.cli.theory import theory
-from binarize_cli.console import stderr
+from binarize_cli.console import never_fail_to_encode, stderr
 from binarize_cli.errors import BnnppError, InputError, Interrupted, did_you_mean
+from binarize_cli.files import claimed_folder, shortened
 
 try:  # newer versions of typer carry their own copy of click
     from typer._click.exceptions import UsageError
@@ -56,7 +61,11 @@ def _options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    try:
+        Path.cwd()
+    except OSError:
+        what, hint = "the working directory was deleted", "Change into a folder that exists."
+        raise InputError(what, hint=hint) from None
 
 
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "defaultcpuallocator")
@@ -65,6 +74,7 @@ OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", 
 def main() -> None:
     """Run a command; every expected failure is one message on stderr and the exit code of its kind."""
     on_all_ranks = True  # with the other ranks, if there are any, that all of them leave
+    never_fail_to_encode()
     try:
         code = app(prog_name="bnnpp", standalone_mode=False)
     except BnnppError as error:
@@ -74,18 +84,44 @@ def main() -> None:
             typer.echo(error.format_message(), err=True)
             sys.exit(2)
         code = _tell(_usage(error))
-    except (KeyboardInterrupt, typer.Abort):
-        code, on_all_ranks = 130, False
-    except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and not any(
-            sign in str(error).lower() for sign in OUT_OF_MEMORY
-        ):
-            ranks.await_alarm()
-            raise
+    except (KeyboardInterrupt, typer.Abort) as error:
+        code, on_all_ranks = getattr(error, "exit_code", 130), False
+    except Exception as error:
         on_all_ranks = False
-        hint = "Lower --batch-size; on CUDA also try --amp bf16."
-        code = _tell(InputError(f"out of memory ({str(error).splitlines()[0]})", hint=hint))
+        if _is_out_of_memory(error):
+            hint = "Lower --batch-size; on CUDA also try --amp bf16."
+            what = f"out of memory ({first})" if (first := _first_line(error)) else "out of memory"
+            code = _tell(InputError(what, hint=hint))
+        else:
+            ranks.await_alarm()
+            code = _tell(_unexpected(error))
     ranks.leave(code if isinstance(code, int) else 0, on_all_ranks)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    signs = any(sign in str(error).lower() for sign in OUT_OF_MEMORY)
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and signs)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]
+
+
+def _unexpected(error: Exception) -> BnnppError:
+    """What should not have happened, in one message; the traceback is in a file, for whoever mends it."""
+    what = f"unexpected {type(error).__name__}: {shortened(_first_line(error))}"
+    name = f"traceback-{os.getpid()}.txt"
+    folders = [claimed_folder(), Path(tempfile.gettempdir())]
+    for file in [folder / name for folder in folders if folder]:
+        try:
+            file.write_text("".join(traceback.format_exception(error)), errors="backslashreplace")
+        except OSError:
+            continue
+        return BnnppError(
+            what, hint=f"This is a fault of bnnpp. Its traceback is in {file}; please report it."
+        )
+    traceback.print_exception(error)
+    return BnnppError(what)
 
 
 def leave_with(error: BnnppError) -> None:

@@ -27,6 +27,10 @@ RECIPE_FLAGS = {
     "weight_decay": "train.weight_decay",
     "amp": "train.amp",
     "seed": "train.seed",
+    "mean": "preprocess.mean",
+    "std": "preprocess.std",
+    "interpolation": "preprocess.interpolation",
+    "crop_pct": "preprocess.crop_pct",
 }
 """The flags that set a key of the recipe. All other flags are fields of the job, under the same name."""
 
@@ -54,7 +58,12 @@ def binarize(
     weights: o.Weights = None,
     no_pretrained: o.NoPretrained = False,
     num_classes: o.NumClasses = None,
+    head: o.Head = "auto",
     img_size: o.ImgSize = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
+    interpolation: o.Interpolation = None,
+    crop_pct: o.CropPct = None,
     output: o.Output = None,
     device: o.Device = "auto",
     resume: o.Resume = None,
@@ -95,14 +104,22 @@ def run_job(command: str, flags: dict[str, Any]):
             "--weights and --no-pretrained are mutually exclusive", hint="Leave one of them out."
         )
     keys = {key: flags.pop(name, None) for name, key in RECIPE_FLAGS.items()}
+    for key in ("preprocess.mean", "preprocess.std"):
+        keys[key] = o.numbers(keys[key], "--" + key.rpartition(".")[2])
     chosen = recipe_from_flags(recipe, keys, pairs)
 
-    from binarize_cli.training.stop import StopRequest
+    from binarize_cli.data.datasets import check_dataset
+    from binarize_cli.files import check_weights
+    from binarize_cli.training.stop import StoppedEarly, StopRequest
+
+    check_dataset(flags.get("dataset"), flags.get("data_dir"))
+    check_weights(flags.get("weights"), flags.get("output"))
 
     with StopRequest(training=False) as stop:  # before torch is imported: until then a signal kills
         from binarize_cli.models import hub, names
 
         name = names.resolve(model)
+        flags["head"] = names.head_choice(flags.get("head", "auto"))
         if flags.get("weights") is None and not no_pretrained:
             hub.check_reachable(name)  # before seconds go by in importing torch
 
@@ -116,17 +133,20 @@ def run_job(command: str, flags: dict[str, Any]):
         try:
             return run_pipeline(job, stop)
         except Interrupted as interrupted:
-            _requeue(stop, interrupted)
+            _requeue(stop, interrupted.exit_code)
+            ranks.barrier()  # the other ranks wait until that is done
+            raise
+        except StoppedEarly as early:
+            _requeue(stop, early.exit_code)
             raise
 
 
-def _requeue(stop, interrupted: Interrupted) -> None:
-    """Queue a SLURM job again, unless it was Ctrl-C; the other ranks wait until that is done."""
+def _requeue(stop, exit_code: int) -> None:
+    """Queue a SLURM job again, unless it was Ctrl-C."""
     if slurm.inside() or ranks.world() > 1:
         stop.leaving()
-    if ranks.is_rank0() and interrupted.exit_code == Interrupted.exit_code:
+    if ranks.is_rank0() and exit_code == Interrupted.exit_code:
         slurm.requeue()
-    ranks.barrier()
 
 
 def recipe_from_flags(name: str | None, flags: dict[str, Any], pairs: list[str]):

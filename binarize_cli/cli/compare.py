@@ -13,7 +13,7 @@ import typer
 from binarize_cli.cli import options as o
 from binarize_cli.console import result, say, stdout, warn
 from binarize_cli.errors import InputError, did_you_mean
-from binarize_cli.files import RunFolder
+from binarize_cli.files import RunFolder, read_report
 
 ERRORS = ("half-range", "standard-error")
 
@@ -187,11 +187,11 @@ def _report(
     words = [model, *entry.flags, "--seed", str(seed), *places, *context.args]
     command = f"bnnpp binarize {shlex.join(words)}"
     if run.finished:
-        document = json.loads(run.report.read_text())
+        document = read_report(run)
         say(f"{entry.label}, seed {seed}: finished before, in {run.path}")
         if (other := document["command"].removesuffix(" --resume")) != command:
             warn(f"{entry.label}, seed {seed}: that was another command: {other}")
         return run, document
     say(f"{entry.label}, seed {seed}: {command}")
-    _, document = run_job(command, flags_of(words) | ({"resume": "always"} if run.started else {}))
+    _, document = run_job(command, flags_of(words) | ({"resume": "always"} if run.resumable else {}))
     return run, document

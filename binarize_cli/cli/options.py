@@ -23,12 +23,31 @@ model, data, train, run = _in("Model"), _in("Data"), _in("Training"), _in("Run")
 Model = Annotated[str, typer.Argument(help="deit_tiny, any timm name, torchvision/NAME, digits_vit ...")]
 PackedFile = Annotated[Path, typer.Argument(help="A file that 'bnnpp binarize' wrote.", metavar="FILE")]
 
-Weights = Annotated[Path | None, model("--weights", help="Float weights: .safetensors or .pth.")]
+Weights = Annotated[Path | None, model("--weights", help="Float weights: .safetensors, .pth, or a folder.")]
 NoPretrained = Annotated[bool, model("--no-pretrained", help="Start from random weights.")]
 NumClasses = Annotated[
-    int | None, model("--num-classes", help="Classes of the weights' head, if not the model's usual.", min=1)
+    int | None,
+    model("--num-classes", help="Classes of the weights' head, if not the model's usual.", min=1, max=2**20),
 ]
-ImgSize = Annotated[int | None, model("--img-size", help="Input size, for models that take one.", min=1)]
+ImgSize = Annotated[
+    int | None, model("--img-size", help="Input size, for models that take one.", min=1, max=4096)
+]
+
+Head = Annotated[
+    str,
+    model(
+        "--head",
+        help="keep all its rows, the subset of the dataset's classes, or replace it untrained. "
+        "Default: auto, by the labels.",
+        metavar="[auto|keep|subset|replace]",
+    ),
+]
+Mean = Annotated[str | None, model("--mean", help="Of the input's channels, of 0 to 1.", metavar="R,G,B")]
+Std = Annotated[str | None, model("--std", help="Of the input's channels.", metavar="R,G,B")]
+Interpolation = Annotated[
+    str | None, model("--interpolation", help="How images are resized: bilinear, bicubic, ...")
+]
+CropPct = Annotated[float | None, model("--crop-pct", help="Share of the resized side that is kept.")]
 
 Method = Annotated[str | None, train("--method", help="See 'bnnpp methods'. Default: bnn++.")]
 Task = Annotated[str | None, train("--task", help="bw, bwa (binary activations too), bwaa (int8 sums).")]
@@ -56,7 +75,7 @@ Seed = Annotated[int | None, train("--seed", help="Of everything random.")]
 DataDir = Annotated[Path | None, data("--data-dir", help="A folder, or a tar, of train/ and val/ or test/.")]
 Dataset = Annotated[str | None, data("--dataset", help="digits, cifar10, cifar100, or timm's name.")]
 Workers = Annotated[
-    int | None, data("--workers", "-j", help="Loader processes. Default: by the data.", min=0)
+    int | None, data("--workers", "-j", help="Loader processes. Default: by the data.", min=0, max=256)
 ]
 CacheGb = Annotated[
     float, data("--cache-gb", help="Sets up to this size are decoded once. Default: 4.", min=0)
@@ -85,6 +104,19 @@ SaveMinutes = Annotated[
 ]
 Compile = Annotated[bool, run("--compile", help="Train through torch.compile.")]
 Overwrite = Annotated[bool, run("--overwrite", help="Replace what the run folder holds.")]
+
+
+def numbers(text: str | None, flag: str) -> list[float] | None:
+    """The numbers of a flag that takes several. Raises InputError where one is none."""
+    if text is None:
+        return None
+    from binarize_cli.errors import InputError
+
+    try:
+        return [float(word) for word in words(text)]
+    except ValueError:
+        hint = f"For instance {flag} 0.5,0.5,0.5."
+        raise InputError(f"'{text}' is not a list of numbers", where=flag, hint=hint) from None
 
 
 def known_tasks(text: str | None) -> list[str]:

@@ -9,12 +9,21 @@ from pathlib import Path
 
 from binarize_cli.console import say
 from binarize_cli.data.digits import open_digits
-from binarize_cli.data.folder import open_folder
+from binarize_cli.data.folder import check_root, open_folder
 from binarize_cli.data.images import ImageDataset, Split, UnreadableImage
 from binarize_cli.data.library import PREFIXES, open_library
 from binarize_cli.errors import InputError, closest
+from binarize_cli.files import kind_of
 
-__all__ = ["DATASETS", "ImageDataset", "Split", "UnreadableImage", "known_datasets", "open_dataset"]
+__all__ = [
+    "DATASETS",
+    "ImageDataset",
+    "Split",
+    "UnreadableImage",
+    "check_dataset",
+    "known_datasets",
+    "open_dataset",
+]
 
 # A dataset is added here and nowhere else: its name, and what opens it from (data_dir, need_train, download).
 DATASETS: dict[str, Callable[[Path | None, bool, bool], ImageDataset]] = {
@@ -44,9 +53,25 @@ def open_dataset(
         return open_folder(data_dir, need_train)
     if dataset in DATASETS:
         return DATASETS[dataset](data_dir, need_train, True)
-    if dataset.startswith(PREFIXES):
-        return open_library(dataset, data_dir, need_train)
-    if Path(dataset).exists():
+    _check_name(dataset)
+    return open_library(dataset, data_dir, need_train)
+
+
+def check_dataset(dataset: str | None, data_dir: Path | None) -> None:
+    """Raises InputError for a name or a folder that does not exist; lists and imports nothing.
+
+    To be called before torch is imported: `open_dataset` looks again.
+    """
+    if dataset is not None:
+        _check_name(dataset)
+    elif folder := data_dir or os.environ.get("BNNPP_DATA"):
+        check_root(Path(folder))
+
+
+def _check_name(dataset: str) -> None:
+    if dataset in DATASETS or dataset.startswith(PREFIXES):
+        return
+    if kind_of(Path(dataset)):
         raise InputError("is a path, not a dataset's name", where=dataset, hint=f"Use --data-dir {dataset}.")
     listing = (
         f"Known: {', '.join(DATASETS)}; timm's names with {', '.join(PREFIXES)}; a folder by --data-dir."

@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 from binarize_cli.data.archive import is_archive, list_archive, read_member
 from binarize_cli.data.images import ImageDataset, Split, decode_image
 from binarize_cli.errors import InputError
+from binarize_cli.files import absolute, expanded, kind_of
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 TRAIN, VAL = "train", ("val", "validation", "test")  # the first of VAL that is there counts
 LAYOUT = "Expected <folder>/train/<class>/*.jpg and <folder>/val/<class>/*.jpg (or validation/, test/)."
+DEEPEST = 8  # folders below a split
 SMALL = 64  # pixels; smaller images leave no room for a random resized crop
 
 
@@ -46,8 +48,9 @@ def open_folder(root: Path, need_train: bool) -> ImageDataset:
     The fingerprint is over relative paths and byte sizes, so it is the same for a folder and its archive.
     Without `need_train`, val/ alone is enough. Raises InputError where the layout is not as expected.
     """
-    root = root.expanduser().absolute()
-    tree = _archive(root) if root.is_file() and is_archive(root) else _folder(root)
+    root = absolute(root)
+    check_root(root)
+    tree = _archive(root) if kind_of(root) == "file" else _folder(root)
     train_name, val_name = _find_splits(tree, need_train)
     val = _images(tree, val_name)
     train = _images(tree, train_name) if train_name else {}
@@ -65,12 +68,17 @@ def open_folder(root: Path, need_train: bool) -> ImageDataset:
     )
 
 
+def check_root(root: Path) -> None:
+    """Raises InputError where there is neither a folder nor a tar file; what is in it is not looked at."""
+    kind = kind_of(expanded(root))
+    if kind is None:
+        raise InputError("does not exist", where=str(root), hint="Check --data-dir.")
+    if kind != "folder" and not (kind == "file" and is_archive(root)):
+        raise InputError("is neither a folder nor a tar file", where=str(root), hint=LAYOUT)
+
+
 def _folder(root: Path) -> Tree:
     """Lists the root, and all below its splits; whatever else lies there may be large and is left alone."""
-    if not root.exists():
-        raise InputError("does not exist", where=str(root), hint="Check --data-dir.")
-    if not root.is_dir():
-        raise InputError("is neither a folder nor a tar file", where=str(root), hint=LAYOUT)
     try:
         entries = list(_scan(root, "", deep=False))
         for name in (TRAIN, *VAL):
@@ -82,6 +90,8 @@ def _folder(root: Path) -> Tree:
 
 
 def _scan(folder: Path | str, prefix: str, deep: bool) -> Iterator[Entry]:
+    if prefix.count("/") > DEEPEST:  # a link to a folder above itself would have no end
+        raise InputError("folders in folders without an end", where=str(folder), hint=LAYOUT)
     with os.scandir(folder) as found:
         for entry in found:
             if entry.name.startswith("."):
@@ -91,8 +101,13 @@ def _scan(folder: Path | str, prefix: str, deep: bool) -> Iterator[Entry]:
                 yield Entry(path)
                 if deep:
                     yield from _scan(entry.path, path + "/", deep)
-            else:  # a dangling link is listed too: reading it will name it
-                yield Entry(path, entry.path, entry.stat().st_size if entry.is_file() else 0)
+            elif entry.is_file():
+                yield Entry(path, entry.path, entry.stat().st_size)
+            elif not path.lower().endswith(SUFFIXES) or kind_of(Path(entry.path)) is None:
+                yield Entry(path, entry.path, 0)  # a dangling link is listed: reading it will name it
+            else:
+                hint = "Remove it: reading from it might never end."
+                raise InputError("is a FIFO, a socket or a device, not an image", where=entry.path, hint=hint)
 
 
 def _archive(root: Path) -> Tree:
@@ -127,6 +142,7 @@ def _images(tree: Tree, split: str) -> dict[str, list[Entry]]:
     """The images of each class of a split, all sorted by name. Raises InputError where that fails."""
     where, prefix = str(tree.root / split), split + "/"
     loose: list[Entry] = []
+    inner: dict[str, str] = {}  # folders inside class folders -> the first class that has such
     images: dict[str, list[Entry]] = {}
     for entry in sorted((e for e in tree.entries if e.path.startswith(prefix)), key=lambda e: e.path):
         name, *below = entry.path.removeprefix(prefix).split("/")
@@ -134,6 +150,11 @@ def _images(tree: Tree, split: str) -> dict[str, list[Entry]]:
             images.setdefault(name, [])
         elif entry.path.lower().endswith(SUFFIXES):
             (images.setdefault(name, []) if below else loose).append(entry)
+            inner.setdefault("/".join(below[:-1]), name)
+    if len(inner) > 1:
+        names = _some([f"{name}/{path}" for path, name in inner.items() if path])
+        hint = f"Images lie in {split}/<class>/, or all of them in {split}/<class>/<one name for all>/."
+        raise InputError(f"class folders hold folders of images: {names}", where=where, hint=hint)
     if loose:
         names = _some([e.path.removeprefix(prefix) for e in loose])
         hint = f"Move each into a folder of its class: {split}/<class>/."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from binarize_cli.errors import InputError
@@ -67,6 +67,25 @@ class ImageDataset:
     """The chance of a mirrored training image; 0 where the mirror image is another sign."""
     native_size: int | None = None
     """The side in pixels where all images are small squares of one size, else None."""
+
+    @property
+    def summary(self) -> str:
+        """Its name, and the classes and images of every split, as the first line of a command says them."""
+        splits = {"training": self.train, "validation": self.val}
+        counts = [f"{len(split):,} {name}" for name, split in splits.items() if len(split)]
+        return f"{self.name}: {len(self.classes)} classes, {' and '.join(counts)} images"
+
+    def relabelled(self, classes: Sequence[str]) -> ImageDataset:
+        """Return the same images with targets among `classes`, which hold all of its own and maybe more."""
+        if tuple(classes) == self.classes:
+            return self
+        place = {name: index for index, name in enumerate(classes)}
+        index = [place[name] for name in self.classes]
+        train, val = (
+            Split(split.items, [index[target] for target in split.targets], split.load)
+            for split in (self.train, self.val)
+        )
+        return replace(self, classes=tuple(classes), train=train, val=val)
 
 
 def decode_image(file: str | BinaryIO) -> Image:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from binarize_cli.data.images import ImageDataset, Split, decode_image
 from binarize_cli.errors import InputError
+from binarize_cli.files import absolute
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -40,7 +41,7 @@ def open_library(
     if data_dir is None and timm_name.startswith("torch/"):
         root = CACHE.expanduser()
     else:  # None: the other libraries have caches of their own
-        root = data_dir and data_dir.expanduser().absolute()
+        root = data_dir and absolute(data_dir)
     if timm_name.startswith("wds/") and data_dir is None:
         raise InputError(
             "its shards must be in a folder", where=name, hint="Name the folder with --data-dir."

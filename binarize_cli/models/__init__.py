@@ -4,7 +4,9 @@
     library_names    the names that the libraries know, by regular expressions over their source text
     hub      where pretrained weights lie: the cache, or a hub that answers; light too, so it fails early
     build    architecture with random weights, all that a packed file needs to be rebuilt
-    weights  a file of weights -> a state dict that fits, or one message that lists every fault
+    saved    a folder or repository of config.json and weights, as timm saves a model
+    weights  a file of weights -> a state dict of plain tensors, or one message that says what is wrong
+    fit      a state dict -> the network: old spellings, other image sizes, or one message with all misfits
     load     the float model: network, preprocessing, labels, and where its weights came from
     heads    the classifier layers of any network, and their rows
     classes  the dataset's classes against the model's labels

@@ -5,21 +5,39 @@ from __future__ import annotations
 from typing import Literal
 
 from binarize_cli.console import warn
+from binarize_cli.errors import InputError
 from binarize_cli.models.heads import fresh_rows, head_names, keep_rows
 from binarize_cli.models.load import FloatModel
+from binarize_cli.models.names import HeadChoice
 
 __all__ = ["adapt_head", "head_names"]
 
 
-def adapt_head(model: FloatModel, classes: tuple[str, ...]) -> Literal["kept", "subset", "replaced"]:
+def adapt_head(
+    model: FloatModel, classes: tuple[str, ...], choice: HeadChoice = "auto"
+) -> Literal["kept", "subset", "replaced"]:
     """Make the head's rows those of the dataset's `classes`, in their order; `model` is changed in place.
 
     "kept": the labels already are the classes, or are unknown but as many (a warning then says that the
     order is taken on trust). "subset": all classes are among the labels, and the head keeps their rows.
     "replaced": they are not, and the head is new and untrained.
+
+    `choice` asks for one of these: `keep` leaves every row in its place, though the dataset may have only
+    some of the classes (its targets are then to be `relabelled`); `replace` starts anew in any case. Raises
+    InputError where the choice is not possible, and for `auto` where it would drop the trained head of a
+    file whose labels are unknown.
     """
+    if choice == "replace":
+        return _replaced(model, classes)
     if model.classes == classes:
         return "kept"
+    if choice in ("keep", "subset") and model.classes is not None:
+        _check_known(model, classes, choice)
+    if choice == "keep" and model.classes is not None:
+        return "kept"
+    if model.classes is None and model.num_classes != len(classes) and (model.pretrained or choice != "auto"):
+        what = f"the labels of its {model.num_classes} classes are unknown, and {len(classes)} are needed"
+        raise InputError(what, where=model.name, hint="Pass --head replace for an untrained head.")
     if model.classes is None and model.num_classes == len(classes):
         warn(f"the labels of {model.name} are unknown: its rows are taken in the dataset's order")
         outcome = "kept"
@@ -27,7 +45,21 @@ def adapt_head(model: FloatModel, classes: tuple[str, ...]) -> Literal["kept", "
         keep_rows(model.net, [model.classes.index(name) for name in classes])
         outcome = "subset"
     else:
-        fresh_rows(model.net, len(classes))
-        outcome = "replaced"
+        return _replaced(model, classes)
     model.num_classes, model.classes = len(classes), classes
     return outcome
+
+
+def _check_known(model: FloatModel, classes: tuple[str, ...], choice: str) -> None:
+    unknown = [name for name in classes if name not in model.classes]
+    if unknown:
+        more = ", ..." if len(unknown) > 3 else ""
+        what = f"{len(unknown)} of the dataset's {len(classes)} classes are not among its labels: "
+        hint = "Name the class folders as the labels are named, or pass --head replace."
+        raise InputError(what + ", ".join(unknown[:3]) + more, where=f"--head {choice}", hint=hint)
+
+
+def _replaced(model: FloatModel, classes: tuple[str, ...]) -> Literal["replaced"]:
+    fresh_rows(model.net, len(classes))
+    model.num_classes, model.classes = len(classes), classes
+    return "replaced"

@@ -14,17 +14,22 @@ import ssl
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from huggingface_hub import constants as hf
 
 from binarize_cli.errors import InputError
-from binarize_cli.models.names import ModelName
+from binarize_cli.models.saved import CONFIG, WEIGHTS
+
+if TYPE_CHECKING:
+    from binarize_cli.models.names import ModelName
 
 PATIENCE = 3.0  # seconds that a hub has to answer
 TORCH_HUB = "https://download.pytorch.org"
-HF_FILES = ("model.safetensors", "pytorch_model.bin")  # in the order in which timm tries them
+REPOSITORY = r"[\w.\-]+/[\w.\-]+(@[\w.\-/]+)?"  # owner/name, perhaps @revision
 
 
 def check_reachable(name: ModelName) -> None:
@@ -32,7 +37,7 @@ def check_reachable(name: ModelName) -> None:
 
     To be called before torch is imported. `load` looks again, for the very file.
     """
-    if name.own:
+    if name.own or name.saved:  # a folder needs no hub, and the config of a repository has just come
         return
     if name.source == "torchvision":
         cache, cached, url = torch_cache(), "*", TORCH_HUB
@@ -42,19 +47,32 @@ def check_reachable(name: ModelName) -> None:
         _require_answer(name.name, url, cache)
 
 
+def fetch_config(name: str, repo: str) -> Path:
+    """The config.json of the Hugging Face repository `repo`, cached. Raises InputError where it has none."""
+    if not re.fullmatch(REPOSITORY, repo):
+        hint = "For instance hf-hub:timm/resnet18.a1_in1k."
+        raise InputError("not OWNER/NAME, nor OWNER/NAME@REVISION", where=name, hint=hint)
+    return _fetch_first(name, repo, (CONFIG,))
+
+
 def fetch_from_hf(name: str, repo: str) -> Path:
     """The weights file of the Hugging Face repository `repo` (`owner/name`, perhaps `@revision`), cached."""
+    return _fetch_first(name, repo, WEIGHTS)
+
+
+def _fetch_first(name: str, repo: str, files: Sequence[str]) -> Path:
+    """The first of the files that the repository has, in the cache or downloaded there."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
     repo, _, revision = repo.partition("@")
-    for file in HF_FILES:
+    for file in files:
         if isinstance(path := try_to_load_from_cache(repo, file, revision=revision or None), str):
             return Path(path)
 
     cache = Path(hf.HF_HUB_CACHE)
     _require_answer(name, hf.ENDPOINT, cache)
-    for file in HF_FILES:
+    for file in files:
         try:
             return Path(hf_hub_download(repo, file, revision=revision or None))
         except LocalEntryNotFoundError as error:  # a kind of EntryNotFoundError, but the network's fault
@@ -63,7 +81,7 @@ def fetch_from_hf(name: str, repo: str) -> Path:
             continue
         except (OSError, HfHubHTTPError) as error:
             raise _not_to_be_had(name, cache, f"the download failed ({error})") from error
-    raise _not_to_be_had(name, cache, f"{repo} holds neither {' nor '.join(HF_FILES)}")
+    raise _not_to_be_had(name, cache, f"{repo} holds neither {' nor '.join(files)}")
 
 
 def fetch_url(name: str, url: str) -> Path:

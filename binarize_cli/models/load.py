@@ -12,18 +12,22 @@ from typing import Any
 
 import timm
 import torchvision
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
 from torch import nn
 
-from binarize_cli.console import warn
 from binarize_cli.errors import InputError
+from binarize_cli.files import kind_of
 from binarize_cli.models import hub
 from binarize_cli.models.build import build, check_installed
 from binarize_cli.models.digits import embedded_weights
+from binarize_cli.models.fit import adapt_keys, fit_weights, resample_positions
 from binarize_cli.models.heads import fresh_rows, head_names
-from binarize_cli.models.names import ModelName
-from binarize_cli.models.weights import adapt_keys, fit_weights, read_weights
+from binarize_cli.models.names import ModelName, resolve
+from binarize_cli.models.saved import CONFIG, SavedModel, read_saved
+from binarize_cli.models.weights import read_weights
+from binarize_cli.recipe import Preprocess
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,15 @@ class Preprocessing:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    def overridden(self, wanted: Preprocess) -> Preprocessing:
+        """Return this with what the recipe sets. Raises InputError where mean or std is not one a channel."""
+        values = {key: value for key, value in wanted.model_dump().items() if value is not None}
+        for key in ("mean", "std"):
+            if key in values and len(values[key]) != self.input_size[0]:
+                what = f"{len(values[key])} numbers, but the input has {self.input_size[0]} channels"
+                raise InputError(what, where=f"preprocess.{key}", hint="Give one number a channel.")
+        return replace(self, **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Preprocessing:
@@ -69,23 +82,32 @@ def load(
     pretrained: bool = True,
     num_classes: int | None = None,
     img_size: int | None = None,
+    new_head: bool = False,
 ) -> FloatModel:
     """The model `name` with the weights of a file, of its library (`pretrained`), or random ones.
 
-    Their head says how many classes there are; where `num_classes` says otherwise, it gets an untrained one.
+    `weights` is a file, or a folder of config.json and weights. Its head says how many classes there are;
+    where `num_classes` says otherwise, that is an error, unless a `new_head` (untrained) is asked for.
     Random weights never stand in for a download that failed. Raises InputError for all that can be wrong
     with name, file, hub and sizes.
     """
     check_installed(name.source, name.name)
-    own_classes, labels = _own_labels(name)
+    saved = name.saved
+    if weights is not None and kind_of(weights) == "folder":
+        saved = _saved_for(name, weights)
+    own_classes, labels = _own_labels(name, saved)
     rows = own_classes or num_classes
     if not rows:
         hint = "--num-classes N gives it an untrained one."
         raise InputError("not a classifier: its pretrained weights have no head", where=name.name, hint=hint)
-    kwargs = _size_kwargs(name, img_size)
+    kwargs = {**(saved.model_args if saved else {}), **_size_kwargs(name, img_size)}
 
     if weights is not None:
-        net, file, origin = _from_file(name, weights, rows, kwargs), weights, f"file {weights.name}"
+        file = weights if kind_of(weights) != "folder" else saved.weights_file()
+        net, origin = _from_file(name, file, rows, kwargs), f"file {weights.name}"
+    elif saved and pretrained:
+        file, origin = _files_of(name, saved)
+        net = _from_file(name, file, rows, kwargs)
     elif not pretrained:
         net, file, origin = build(name.source, name.name, rows, **kwargs), None, "random"
     elif name.own:
@@ -96,14 +118,16 @@ def load(
     else:
         net, file, origin = _from_timm(name, rows, kwargs)
 
-    rows = _set_head(net, name, num_classes)
+    if saved:
+        _check_pooling(net, saved)
+    rows = _set_head(net, name, num_classes, new_head or file is None)
     return FloatModel(
         net=net.float().eval(),
         source=name.source,
         name=name.name,
         num_classes=rows,
         kwargs=kwargs,
-        preprocessing=_preprocessing(name, net, img_size),
+        preprocessing=_preprocessing(name, net, img_size, saved),
         classes=labels if labels and len(labels) == rows else None,
         pretrained=file is not None,
         weights=origin,
@@ -111,8 +135,43 @@ def load(
     )
 
 
-def _own_labels(name: ModelName) -> tuple[int, tuple[str, ...] | None]:
+def _saved_for(name: ModelName, folder: Path) -> SavedModel:
+    """The model saved in a folder. Raises InputError where it is another architecture than `name`."""
+    saved = read_saved(folder)
+    if resolve(saved.architecture).name.partition(".")[0] != name.name.partition(".")[0]:
+        hint = f"Name the model as local-dir:{folder}, or as {saved.architecture}."
+        raise InputError(
+            f"holds weights of {saved.architecture}, not of {name.name}", where=str(folder), hint=hint
+        )
+    return saved
+
+
+def _check_pooling(net: nn.Module, saved: SavedModel) -> None:
+    """Raises InputError where a saved model pools otherwise than its architecture, which no file records."""
+    layers = [module.pool_type for module in net.modules() if hasattr(module, "pool_type")]
+    usual = getattr(net, "global_pool", None)
+    usual = usual if isinstance(usual, str) else next(iter(layers), None)
+    if saved.global_pool is not None and usual is not None and saved.global_pool != usual:
+        what = (
+            f"model_args: global_pool is {saved.global_pool!r}, and a packed file can record {usual!r} only"
+        )
+        raise InputError(what, where=str(saved.folder / CONFIG))
+
+
+def _files_of(name: ModelName, saved: SavedModel) -> tuple[Path, str]:
+    """The file of weights of a saved model, and where it came from."""
+    if saved.repository:
+        return hub.fetch_from_hf(name.typed, saved.repository), f"Hugging Face {saved.repository}"
+    return saved.weights_file(), f"folder {saved.folder.name}"
+
+
+def _own_labels(name: ModelName, saved: SavedModel | None) -> tuple[int, tuple[str, ...] | None]:
     """How many classes the model's own weights have (0 for a backbone), and their labels if known."""
+    if saved and saved.num_classes is not None:
+        if saved.labels:
+            return saved.num_classes, saved.labels
+        subset = infer_imagenet_subset({"num_classes": saved.num_classes})
+        return saved.num_classes, tuple(ImageNetInfo(subset).label_names()) if subset else None
     if name.source == "torchvision":
         return 1000, tuple(ImageNetInfo().label_names())
     config = timm.models.get_pretrained_cfg(name.name)
@@ -149,9 +208,11 @@ def _from_file(name: ModelName, path: Path, rows: int, kwargs: dict[str, Any]) -
     """The network with the weights in `path`, and with as many classes as the file's head has rows."""
     net = build(name.source, name.name, rows, **kwargs)
     state = adapt_keys(read_weights(path), net)
-    counts = {len(state[key]) for head in head_names(net) if (key := f"{head}.weight") in state}
+    heads = [state[key] for head in head_names(net) if (key := f"{head}.weight") in state]
+    counts = {len(head) for head in heads if head.dim()}
     if len(counts) == 1 and counts != {rows}:
         fresh_rows(net, counts.pop())
+    state = resample_positions(state, net)
     fit_weights(net, state, where=f"{path} for {name.name}")
     return net
 
@@ -193,28 +254,58 @@ def _faults_of(file: Path, name: ModelName) -> Iterator[None]:
         raise InputError(f"cannot be loaded into {name.name}: {error}", where=str(file), hint=hint) from error
 
 
-def _set_head(net: nn.Module, name: ModelName, num_classes: int | None) -> int:
-    """How many rows the head has, after giving it `num_classes` untrained ones where they differ."""
+def _set_head(net: nn.Module, name: ModelName, num_classes: int | None, new_head: bool) -> int:
+    """How many rows the head has, after giving it `num_classes` untrained ones where they differ.
+
+    Raises InputError where that would drop a trained head without `new_head`.
+    """
     heads = head_names(net)
     if not heads:
         raise InputError("not a classifier: it has no head", where=name.name)
     rows = len(net.get_submodule(heads[0]).weight)
     if num_classes in (None, rows):
         return rows
-    warn(f"the head of {name.name} has {rows} classes: --num-classes {num_classes} starts an untrained one")
+    if not new_head:
+        what = f"the head of these weights has {rows} classes, not {num_classes}"
+        hint = "Leave --num-classes out, or pass --head replace for an untrained head."
+        raise InputError(what, where=name.short, hint=hint)
     fresh_rows(net, num_classes)
     return num_classes
 
 
-def _preprocessing(name: ModelName, net: nn.Module, img_size: int | None) -> Preprocessing:
+def _preprocessing(
+    name: ModelName, net: nn.Module, img_size: int | None, saved: SavedModel | None
+) -> Preprocessing:
     if name.source == "torchvision":
         found = _torchvision_preprocessing(name.name)
     else:
         config = resolve_model_data_config(net)
         found = Preprocessing(**{key: config[key] for key in Preprocessing.__dataclass_fields__})
+    if saved:
+        found = _as_saved(found, saved)
     if img_size is None:
         return found
     return replace(found, input_size=(found.input_size[0], img_size, img_size))
+
+
+def _as_saved(found: Preprocessing, saved: SavedModel) -> Preprocessing:
+    """What config.json says of it. Raises InputError where that makes no sense."""
+    said = dict(saved.preprocessing)
+    size = said.pop("input_size", list(found.input_size))
+    mode = said.pop("crop_mode", found.crop_mode)
+    where = str(saved.folder / "config.json")
+    sides = (
+        isinstance(size, list) and len(size) == 3 and all(isinstance(n, int) and 0 < n < 5000 for n in size)
+    )
+    if not sides or size[0] != found.input_size[0] or mode not in ("center", "squash", "border"):
+        raise InputError(f"input_size or crop_mode makes no sense: {size!r}, {mode!r}", where=where)
+    try:
+        wanted = Preprocess.model_validate(said)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = ".".join(map(str, fault["loc"]))
+        raise InputError(f"pretrained_cfg.{key}: {fault['msg']}", where=where) from None
+    return replace(found, input_size=tuple(size), crop_mode=mode).overridden(wanted)
 
 
 def _torchvision_preprocessing(name: str) -> Preprocessing:

@@ -5,10 +5,14 @@ Nothing heavy is imported, so that a misspelt name is answered at once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, get_args
 
-from binarize_cli.errors import InputError, closest
+from binarize_cli.errors import InputError, closest, did_you_mean
+from binarize_cli.files import expanded
 from binarize_cli.models.library_names import timm_names, timm_renamed, timm_tags, torchvision_names
+from binarize_cli.models.saved import SavedModel, read_saved
 
 # Our own models, which `cifar_resnet` and `digits` register with timm.
 OWN = (
@@ -42,10 +46,16 @@ ALIASES = {
     **{f"resnet{depth}": f"resnet{depth}_cifar" for depth in (20, 32, 44, 56)},
 }
 
+HeadChoice = Literal["auto", "keep", "subset", "replace"]
+HEAD_CHOICES: tuple[HeadChoice, ...] = get_args(HeadChoice)
+
 # torchvision's networks whose weights hold classifiers that only training calls.
 AUXILIARY = ("googlenet", "inception_v3")
 
-_LISTING = "Any classification model of timm, torchvision/NAME, or one of ours: " + ", ".join(OWN) + "."
+_LISTING = (
+    "Any classification model of timm, torchvision/NAME, hf-hub:OWNER/NAME, local-dir:FOLDER, "
+    "or one of ours: " + ", ".join(OWN) + "."
+)
 
 
 @dataclass(frozen=True)
@@ -55,10 +65,14 @@ class ModelName:
     source: str  # "timm" (our own models too: they are registered with it) or "torchvision"
     name: str  # with timm's tag where one was given: "vit_base_patch16_224.augreg_in21k"
     typed: str  # as the user spelt it
+    saved: SavedModel | None = field(default=None, compare=False)  # where it is a folder's or a repository's
 
     @property
     def short(self) -> str:
-        """What the user typed, fit for a folder name."""
+        """What the user typed, fit for a folder name; of a path or a repository the last part."""
+        if self.saved:
+            where = self.saved.repository or str(self.saved.folder.absolute())
+            return where.partition("@")[0].rstrip("/").rpartition("/")[2] or self.name
         return self.typed.replace("/", "-")
 
     @property
@@ -67,12 +81,24 @@ class ModelName:
         return self.name in OWN
 
 
+def head_choice(text: str) -> HeadChoice:
+    """What is to become of the classifier head. Raises InputError for a word that is none of the choices."""
+    if text not in HEAD_CHOICES:
+        hint = did_you_mean(text, HEAD_CHOICES, f"One of {', '.join(HEAD_CHOICES)}.")
+        raise InputError(f"no choice is named '{text}'", where="--head", hint=hint)
+    return text
+
+
 def resolve(text: str) -> ModelName:
     """The model that `text` names: an exact timm name or tag, an alias, `torchvision/NAME`, or one of ours.
 
-    A name that timm has renamed resolves to the current one. Raises InputError, with the nearest known
-    names, for a model or a tag that does not exist.
+    `hf-hub:OWNER/NAME[@REVISION]` and `local-dir:FOLDER` name what timm saved there; only a repository that
+    is not in the cache is asked for over the network. A name that timm has renamed resolves to the current
+    one. Raises InputError, with the nearest known names, for a model or a tag that does not exist.
     """
+    kind, colon, place = text.partition(":")
+    if colon and kind in ("hf-hub", "hf_hub", "local-dir"):
+        return _resolve_saved(kind, place, typed=text)
     library, _, rest = text.rpartition("/")
     if library == "torchvision":
         return _resolve_torchvision(rest, typed=text)
@@ -90,6 +116,20 @@ def resolve(text: str) -> ModelName:
     if tag:
         _check_tag(architecture, tag)
     return ModelName("timm", f"{architecture}.{tag}" if tag else architecture, typed=text)
+
+
+def _resolve_saved(kind: str, place: str, typed: str) -> ModelName:
+    if kind == "local-dir":
+        saved = read_saved(expanded(Path(place)))
+    else:
+        from binarize_cli.models.hub import fetch_config
+
+        saved = read_saved(fetch_config(typed, place).parent, repository=place)
+    try:
+        found = resolve(saved.architecture)
+    except InputError as error:
+        raise InputError(f"its config.json: {error.what}", where=typed, hint=error.hint) from None
+    return replace(found, typed=typed, saved=saved)
 
 
 def _resolve_torchvision(name: str, typed: str) -> ModelName:

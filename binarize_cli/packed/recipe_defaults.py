@@ -24,6 +24,7 @@ RECIPE_DEFAULTS: dict[str, Any] = {
     },
     "accumulator": {"overflow": "saturate", "shift": "auto"},
     "layers": {"keep_float": ["first", "head"], "make_binary": []},
+    "preprocess": {"mean": None, "std": None, "interpolation": None, "crop_pct": None},
     "augment": {
         "crop": "auto",
         "scale": [0.35, 1.0],

@@ -1,4 +1,7 @@
-"""Signals: the first asks for a stop at the next step boundary, the second is immediate."""
+"""Signals: in training the first asks for a stop at the next step boundary, the second is immediate.
+
+Before training there is nothing to save, and the first is immediate.
+"""
 
 from __future__ import annotations
 
@@ -12,29 +15,41 @@ from binarize_cli.console import say
 
 # SLURM's warnings (--signal=USR1@60) and its request to end. The SIGCONT that it sends before a SIGTERM is
 # none of them: it only wakes what was stopped.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 CTRL_C, AGAIN = 130, 75  # 75 is EX_TEMPFAIL of sysexits.h: run the same command again
 EXIT_CODES = (CTRL_C, AGAIN)
 ECHO = 3.0  # seconds in which a second signal is an echo of the first
+
+
+class StoppedEarly(KeyboardInterrupt):
+    """A signal came before training began. No exception of a library's own, so that none swallows it."""
+
+    def __init__(self, exit_code: int):
+        super().__init__()
+        self.exit_code = exit_code
 
 
 class StopRequest:
     """Inside the block, `code` is the exit code asked for: 0 until a signal comes. Outside nothing changes.
 
     Entered twice, it listens until the outer block ends. Made before torch is imported, it cannot come too
-    late: a signal without a handler would kill the process. While there is nothing to save (`training` is
-    false) Ctrl-C is immediate; the others, which come from SLURM, wait for the first step.
+    late: a signal without a handler would kill the process. Until training begins a signal raises
+    StoppedEarly. After it, while the file is packed, Ctrl-C is immediate, and the others, which come from
+    SLURM, let the run finish.
     """
 
     def __init__(self, training: bool = True):
         self.code, self.training = 0, training
+        self.began = training
         self._depth = 0
         self._before: dict[signal.Signals, object] = {}
         self._came = 0.0
 
     def __enter__(self) -> StopRequest:
         if self._depth == 0:
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            # What nohup has told the shell to ignore (SIGHUP) stays ignored.
+            heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._note) for number in heeded}
         self._depth += 1
         return self
 
@@ -47,7 +62,7 @@ class StopRequest:
     @contextmanager
     def in_training(self) -> Iterator[None]:
         """Inside, there are steps to stop after."""
-        before, self.training = self.training, True
+        before, self.training, self.began = self.training, True, True
         try:
             with self:
                 yield
@@ -61,6 +76,10 @@ class StopRequest:
             signal.signal(number, signal.SIG_IGN)
 
     def _note(self, number: int, _frame: object) -> None:
+        if not self.began:
+            if number != signal.SIGINT:
+                say(f"{signal.Signals(number).name}: training has not begun, and there is nothing to save")
+            raise StoppedEarly(CTRL_C if number == signal.SIGINT else AGAIN)
         if number == signal.SIGINT and not self.training:
             raise KeyboardInterrupt
         if not self.code:
