@@ -35,6 +35,8 @@ class Job:
     compile: bool = False
     overwrite: bool = False
     skip_unreadable: bool = False
+    show_images: bool = False
+    """Whether the report shows images whose answer changed: only if their licence allows that."""
 
     @property
     def run_name(self) -> str:

@@ -15,6 +15,7 @@ from binarize_cli import ranks
 from binarize_cli.binarize.batchnorm import reestimate_if_better
 from binarize_cli.binarize.calibrate import IMAGES
 from binarize_cli.binarize.convert import harden
+from binarize_cli.binarize.distributions import input_distributions, latent_distributions
 from binarize_cli.binarize.float_accumulator import FloatAccumulator
 from binarize_cli.binarize.prepare import make_binary
 from binarize_cli.binarize.select import Layer
@@ -29,8 +30,10 @@ from binarize_cli.packed.export import packed_tensors
 from binarize_cli.packed.format import PackedFile, read, write
 from binarize_cli.packed.runtime import rebuild
 from binarize_cli.recipe import Train
+from binarize_cli.report.changed import changed_images
 from binarize_cli.report.document import report_document
 from binarize_cli.report.html import render
+from binarize_cli.report.results import as_json
 from binarize_cli.report.tables import accuracy_table, layers_table
 from binarize_cli.setup import Run, set_up
 from binarize_cli.training.log import EpochRow, as_csv
@@ -121,8 +124,11 @@ def float_reference(run: Run) -> None:
     run.accuracy["float"] = run.score(run.net)
     say(f"float top-1 {run.accuracy['float'].top1:.2f}")
     distill = run.recipe.distill
-    if (distill.weight or distill.blocks) and run.method.binary:
-        run.teacher = Teacher(copy.deepcopy(run.net), logit_cache(run))
+    teaches = bool((distill.weight or distill.blocks) and run.method.binary)
+    if teaches or run.job.show_images:
+        run.float_net = copy.deepcopy(run.net)
+    if teaches:
+        run.teacher = Teacher(run.float_net, logit_cache(run))
 
 
 def logit_cache(run: Run) -> LogitCache | None:
@@ -230,6 +236,7 @@ def make_hard(run: Run) -> None:
         batches = run.batches.train.epoch(0)
         run.batchnorm = reestimate_if_better(run.net, batches, run.device, run.score_held_out)
         say(str(run.batchnorm))
+    run.latents = latent_distributions(run.net)
     harden(run.net, getattr(torch, run.recipe.pack.float_dtype))
     if run.binary:
         for module in run.net.modules():
@@ -258,9 +265,18 @@ def ship(run: Run) -> tuple[PackedFile, Agreement]:
     loaded = place(rebuild(read(run.folder.packed)), run.device)
     agreement = ranks.broadcast_from_rank0(lambda: compare_logits(run.net, loaded, some_images(run)))
     run.accuracy["packed"] = run.score(loaded)
+    run.inputs = ranks.broadcast_from_rank0(lambda: input_distributions(loaded, some_images(run)))
+    if run.job.show_images and run.float_net:
+        run.changed = ranks.broadcast_from_rank0(lambda: changed(run, loaded))
     scored = document.scored(run.accuracy["packed"].to_json(speed=False))
     ranks.broadcast_from_rank0(lambda: write(run.folder.packed, scored, tensors))
     return read(run.folder.packed), agreement
+
+
+def changed(run: Run, loaded: torch.nn.Module) -> list[dict[str, str]]:
+    """Return images whose answer changed, among those that this rank scores."""
+    classes, preprocessing = run.dataset.classes, run.model.preprocessing
+    return changed_images(run.float_net, loaded, run.batches.val, classes, preprocessing, run.device)
 
 
 def some_images(run: Run) -> torch.Tensor:
@@ -282,9 +298,12 @@ def report(run: Run, file: PackedFile, agreement: Agreement) -> dict:
         batchnorm=run.batchnorm,
         rows=run.rows,
         seconds=time.perf_counter() - run.started,
+        latents=run.latents,
+        inputs=run.inputs,
+        changed=run.changed,
     )
     if ranks.is_rank0():
         write_text(run.folder.page, render(document))
-        write_text(run.folder.report, json.dumps(document, indent=1) + "\n")
+        write_text(run.folder.report, as_json(document))
     show(accuracy_table(document["accuracy"]))
     return document

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -57,6 +58,13 @@ class Run:
     rows: list[EpochRow] = field(default_factory=list)
     accuracy: dict[str, Measurement | None] = field(default_factory=dict)
     batchnorm: Reestimation | None = None
+    latents: list[dict[str, Any]] = field(default_factory=list)
+    """How the latent weights lay around 0 when training had ended, a row a layer."""
+    inputs: list[dict[str, Any]] = field(default_factory=list)
+    """How the inputs of binary layers lie around their thresholds."""
+    float_net: nn.Module | None = None
+    """A copy of the float network, if there is one and something is compared with it."""
+    changed: list[dict[str, str]] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
 
     def score(self, net: nn.Module) -> Measurement:

@@ -286,16 +286,16 @@ def test_the_flip_ratio_counts_signs_since_the_last_look():
     net = a_binary_layer([[1.0, -1.0, 0.5, -0.5], [2.0, 2.0, -2.0, 0.0]])
     counter = FlipCounter(net)
     latent = net[0].source.latent
-    assert counter.ratio() == 0
+    assert counter.count().ratio == 0
     with torch.no_grad():
         latent[0, 0], latent[1, 1], latent[1, 3] = -1.0, -0.1, -0.1  # the zero counts as +1
         latent[0, 1] = -7.0  # no flip
-    assert counter.ratio() == 3 / 8
-    assert counter.ratio() == 0
+    assert counter.count().ratio == 3 / 8
+    assert counter.count().ratio == 0
     with torch.no_grad():
         latent[0, 0] = 1.0
-    assert counter.ratio() == 1 / 8
-    assert FlipCounter(nn.Linear(2, 2)).ratio() is None
+    assert counter.count().ratio == 1 / 8
+    assert FlipCounter(nn.Linear(2, 2)).count() is None
 
 
 def test_the_average_of_the_weights_is_what_is_scored_and_kept(make_trainer, tmp_path):

@@ -70,6 +70,7 @@ def binarize(
     save_minutes: o.SaveMinutes = 10.0,
     compile: o.Compile = False,
     overwrite: o.Overwrite = False,
+    show_images: o.ShowImages = False,
     as_json: o.Json = False,
 ) -> None:
     """Binarize a model, fine-tune it, pack it; prints the path of the packed file.

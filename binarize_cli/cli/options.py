@@ -103,6 +103,10 @@ SaveMinutes = Annotated[
     float, run("--save-minutes", help="Save the state that often within an epoch. Default: 10.", min=0)
 ]
 Compile = Annotated[bool, run("--compile", help="Train through torch.compile.")]
+ShowImages = Annotated[
+    bool,
+    run("--show-images", help="Put images whose answer changed into the report, if their licence allows."),
+]
 Overwrite = Annotated[bool, run("--overwrite", help="Replace what the run folder holds.")]
 
 

@@ -26,9 +26,17 @@ def report_document(
     batchnorm: Reestimation | None,
     rows: Sequence[EpochRow],
     seconds: float,
+    latents: Sequence[Mapping[str, Any]] = (),
+    inputs: Sequence[Mapping[str, Any]] = (),
+    changed: Sequence[Mapping[str, str]] = (),
 ) -> dict[str, Any]:
-    """`account` is what `packed.contents` says of the file; `accuracy` has float, soft, hard and packed."""
+    """Return the document.
+
+    `account` is what `packed.contents` says of the file; `accuracy` has float, soft, hard and packed;
+    `latents` and `inputs` are those of `binarize.distributions`, `changed` those of `changed_images`.
+    """
     packed = accuracy["packed"]
+    epochs = [row.to_json() for row in rows]
     return {
         "tool": f"bnnpp {account['provenance']['bnnpp']}",
         "command": command,
@@ -52,7 +60,11 @@ def report_document(
         "agreement": agreement.to_json(),
         "batchnorm": batchnorm.to_json() if batchnorm else None,
         "best_epoch": best_epoch(rows),
-        "epochs": [row.to_json() for row in rows],
+        "epochs": [{key: value for key, value in row.items() if key != "layer_flips"} for row in epochs],
+        "flips": layer_flips(epochs, [row["name"] for row in latents]),
+        "latents": list(latents),
+        "inputs": list(inputs),
+        "changed": list(changed),
         "layers": account["layers"],
         "bytes": account["bytes"],
         "macs": account["macs"],
@@ -64,6 +76,15 @@ def report_document(
         "recipe": account["recipe"],
         "provenance": {**account["provenance"], "seconds": round(seconds, 1)},
     }
+
+
+def layer_flips(epochs: Sequence[Mapping[str, Any]], layers: Sequence[str]) -> dict[str, Any] | None:
+    """Return the flip ratios of the last stage, over its epochs a list a layer; None without training."""
+    last = [row for row in epochs if row["stage"] == epochs[-1]["stage"] and len(row["layer_flips"])]
+    if not last or len(layers) != len(last[0]["layer_flips"]):
+        return None
+    shares = [list(column) for column in zip(*(row["layer_flips"] for row in last), strict=True)]
+    return {"layers": list(layers), "first_epoch": last[0]["epoch"], "shares": shares}
 
 
 def best_epoch(rows: Sequence[EpochRow]) -> int | None:

@@ -1,11 +1,21 @@
-"""Flip ratio: the share of binary weights whose sign changed since the last look."""
+"""Flips: the share of the signs of each binary layer, and of all, that changed since the last look."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from binarize_cli.binarize.convert import latent_weights
+
+
+@dataclass(frozen=True)
+class Flips:
+    """Shares of signs that changed: of all, and of each layer in the network's order."""
+
+    ratio: float
+    layers: list[float]
 
 
 class FlipCounter:
@@ -18,11 +28,13 @@ class FlipCounter:
     def _signs(self) -> list[Tensor]:
         return [weight.latent.detach() >= 0 for _, weight in latent_weights(self.net)]
 
-    def ratio(self) -> float | None:
-        """The share flipped since the last call; None for a network without binary layers."""
+    def count(self) -> Flips | None:
+        """Return what flipped since the last call; None for a network without binary layers."""
         if not self.before:
             return None
         now = self._signs()
-        flipped = sum(torch.count_nonzero(a ^ b) for a, b in zip(self.before, now, strict=True))
+        counts = torch.stack([torch.count_nonzero(a ^ b) for a, b in zip(self.before, now, strict=True)])
         self.before = now
-        return int(flipped) / sum(s.numel() for s in now)
+        flipped, sizes = counts.tolist(), [signs.numel() for signs in now]
+        layers = [round(count / size, 6) for count, size in zip(flipped, sizes, strict=True)]
+        return Flips(sum(flipped) / sum(sizes), layers)

@@ -34,11 +34,13 @@ class EpochRow:
     images_per_second: float
     parameters: Mapping[str, float] = field(default_factory=dict)
     """The method's parameters at the end of the epoch: {"mu": 30.0}."""
+    layer_flips: Sequence[float] = ()
+    """The flip ratio of each binary layer, in the network's order; not in log.csv."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the row as JSON, the parameters under their own names."""
-        row = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "parameters"}
-        return row | {"parameters": dict(self.parameters)}
+        row = {f.name: getattr(self, f.name) for f in fields(self)}
+        return row | {"parameters": dict(self.parameters), "layer_flips": list(self.layer_flips)}
 
 
 def as_csv(rows: Sequence[EpochRow]) -> str:
@@ -47,7 +49,7 @@ def as_csv(rows: Sequence[EpochRow]) -> str:
     >>> print(as_csv([]), end="")
     stage,epoch,loss,soft_top1,soft_loss,hard_top1,hard_loss,lr,hard,flip_ratio,seconds,images_per_second
     """
-    own = [f.name for f in fields(EpochRow) if f.name != "parameters"]
+    own = [f.name for f in fields(EpochRow) if f.name not in ("parameters", "layer_flips")]
     parameters = list(dict.fromkeys(name for row in rows for name in row.parameters))
     out = io.StringIO()
     writer = csv.DictWriter(out, [*own, *parameters], lineterminator="\n")

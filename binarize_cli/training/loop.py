@@ -191,6 +191,7 @@ class Trainer:
         if self.binary and not self._hard():
             hard = self._score_in(self.binary.phase.hardened())
         steps = self.position.step
+        flips = self.flips.count() if steps else None
         row = EpochRow(
             stage=self.stage,
             epoch=number,
@@ -201,12 +202,13 @@ class Trainer:
             hard_loss=hard.loss,
             lr=self.step.optimizer.param_groups[0]["lr"],
             hard=self._hard(),
-            flip_ratio=self.flips.ratio() if steps else None,
+            flip_ratio=flips.ratio if flips else None,
             seconds=round(self.position.seconds, 2),
             images_per_second=(
                 round(steps * self.batches.batch_size / self.position.seconds, 1) if steps else 0.0
             ),
             parameters=self._parameters(),
+            layer_flips=flips.layers if flips else (),
         )
         self.rows.append(row)
         display.epoch(row, self.train.epochs)
