@@ -24,7 +24,10 @@ UPDATES: Mapping[Update, str] = {
 @cache
 def _parameters(function: Callable) -> tuple[str, ...]:
     """Return the names of the parameters after x."""
-    return tuple(inspect.signature(function).parameters)[1:]
+    try:
+        return tuple(inspect.signature(function).parameters)[1:]
+    except ValueError:  # a ufunc has no signature before NumPy 2.4
+        return ()
 
 
 def _call(function: Callable, x: Any, values: Mapping[str, Any]) -> Any:
