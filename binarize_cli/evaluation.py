@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +33,7 @@ class Measurement:
         return self.images / self.seconds if self.seconds else 0.0
 
     def to_json(self, speed: bool = True) -> dict:
-        """Without the confusion, and, for a file that must come out the same twice, without the speed."""
+        """Return all but the confusion and, for a file that must come out the same twice, the speed."""
         facts = {"top1": self.top1, "top5": self.top5, "loss": self.loss, "images": self.images}
         return facts | ({"images_per_second": round(self.images_per_second, 1)} if speed else {})
 
@@ -75,8 +76,8 @@ def measure(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: to
 
 
 def _over_ranks(confusion: Tensor | None, device: torch.device) -> Tensor:
-    """The sum over ranks; one that had no batch does not even know how many classes there are."""
-    if ranks.world() == 1:
+    """Return the sum over ranks; one that had no batch does not even know how many classes there are."""
+    if confusion is not None and ranks.world() == 1:
         return confusion
     own = torch.tensor([0 if confusion is None else len(confusion), confusion is not None], device=device)
     total, knowing = ranks.reduce_sum(own).tolist()
@@ -87,8 +88,8 @@ def _over_ranks(confusion: Tensor | None, device: torch.device) -> Tensor:
 
 
 def worst_confusions(measurement: Measurement, classes: Sequence[str], most: int = 5) -> list[dict]:
-    """The classes with the lowest accuracy: name, accuracy in per cent, and what they are taken for."""
-    rows = []
+    """Return the classes with the lowest accuracy: name, top-1 in per cent, and what they are taken for."""
+    rows: list[dict[str, Any]] = []
     for index, counts in enumerate(measurement.confusion):
         total = sum(counts)
         if not total or counts[index] == total:

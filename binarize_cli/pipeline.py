@@ -250,7 +250,8 @@ def with_overflow(run: Run, row: Layer) -> Layer:
     """The row of a layer with an int8 accumulator, and the share of its sums that overflowed in scoring."""
     if row.accumulator is None:
         return row
-    counter = run.net.get_submodule(row.name).accumulator
+    counter = run.net.get_submodule(f"{row.name}.accumulator")
+    assert isinstance(counter, FloatAccumulator)
     counts = torch.tensor([counter.overflows, counter.count], dtype=torch.float64, device=run.device)
     overflows, sums = ranks.reduce_sum(counts).tolist()
     return replace(row, accumulator={**row.accumulator, "overflowed": round(overflows / sums, 8)})

@@ -56,7 +56,7 @@ class Run:
     binary: BinaryNetwork | None = None
     teacher: Teacher | None = None
     rows: list[EpochRow] = field(default_factory=list)
-    accuracy: dict[str, Measurement | None] = field(default_factory=dict)
+    accuracy: dict[str, Measurement] = field(default_factory=dict)
     batchnorm: Reestimation | None = None
     latents: list[dict[str, Any]] = field(default_factory=list)
     """How the latent weights lay around 0 when training had ended, a row a layer."""
@@ -73,6 +73,7 @@ class Run:
 
     def score_held_out(self, net: nn.Module) -> Measurement:
         """Score a network on the training images that were set aside."""
+        assert self.batches.held_out is not None, "no images were set aside"
         return self._score(net, self.batches.held_out)
 
     def _score(self, net: nn.Module, batches: ScoreBatches) -> Measurement:

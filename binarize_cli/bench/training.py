@@ -204,7 +204,7 @@ class Walk:
         start, stop = self._timer(spent)
         net, optimizer = self.trainer.net, self.trainer.step.optimizer
 
-        def after_weights(module, args, weights: torch.Tensor) -> None:
+        def after_weights(module: object, args: object, weights: torch.Tensor) -> None:
             stop("quantizers")
             if weights.grad_fn is not None:
                 weights.grad_fn.register_prehook(lambda *_: start("quantizers"))

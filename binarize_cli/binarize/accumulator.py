@@ -29,9 +29,9 @@ class AccumulatorRule:
 class Window:
     """How a convolution goes over an image that is already padded."""
 
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    dilation: tuple[int, int]
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
     groups: int
 
 
@@ -39,25 +39,29 @@ class Accumulator(Protocol):
     """What adds up the products of a binary layer with binary inputs."""
 
     def linear(self, values: Tensor, weights: Tensor) -> Tensor:
-        """[..., K] by [out, K] -> [..., out]."""
+        """Return the sums of [..., K] by [out, K]: [..., out]."""
 
     def conv(self, images: Tensor, weights: Tensor, window: Window) -> Tensor:
-        """[N, C, H, W] by [out, C / groups, kh, kw] -> [N, out, H', W']."""
+        """Return the sums of [N, C, H, W] by [out, C / groups, kh, kw]: [N, out, H', W']."""
 
     def matmul(self, left: Tensor, right: Tensor) -> Tensor:
-        """[..., L, K] by [..., M, K], row by row -> [..., L, M]."""
+        """Return the sums of [..., L, K] by [..., M, K], row by row: [..., L, M]."""
 
 
 def accumulate(
     tile: Callable[[int, int], Tensor], length: int, rule: AccumulatorRule
 ) -> tuple[Tensor, Tensor]:
-    """(the sums, times 2^shift; where they overflowed on the way), for sums of `length` products.
+    """Return the sums of `length` products, times 2^shift, and where they overflowed on the way.
 
-    `tile(start, stop)` gives the sums of products start ... stop - 1: of integers in any type, or of real
+    `tile(start, stop)` returns the sums of products start ... stop - 1: of integers in any type, or of real
     numbers while F is soft; in a tensor of its own, which is written to. A tile's sum is shifted with
     rounding, halves upwards.
+
+    >>> accumulate(lambda start, stop: torch.tensor([stop - start, 1]), 192, AccumulatorRule("saturate"))
+    (tensor([127,   3]), tensor([ True, False]))
     """
-    total = overflowed = None
+    total: Tensor | None = None
+    overflowed: Tensor | None = None
     for start in range(0, length, TILE):
         part = _shifted(tile(start, min(start + TILE, length)), rule.shift)
         total = part if total is None else total.add_(part)
@@ -67,18 +71,19 @@ def accumulate(
         out = kept != total
         overflowed = out if overflowed is None else overflowed.logical_or_(out)
         total = kept if rule.overflow == "saturate" else (total - LOW) % (HIGH - LOW + 1) + LOW
+    assert total is not None, "a sum has at least one product"
     if overflowed is None:
         overflowed = torch.zeros_like(total, dtype=torch.bool)
     return total.mul_(2**rule.shift) if rule.shift else total, overflowed
 
 
 def _fits(total: Tensor) -> bool:
-    """Whether int8 holds all of these sums, as it mostly does. Not asked of a GPU: one would wait for it."""
+    """Return whether int8 surely holds all of these sums. A GPU is not asked: one would wait for it."""
     return total.device.type == "cpu" and bool(total.amin() >= LOW) and bool(total.amax() <= HIGH)
 
 
 def _shifted(part: Tensor, shift: int) -> Tensor:
-    """In place."""
+    """Shift a tile's sums, in place."""
     if shift == 0:
         return part
     part += 2 ** (shift - 1)

@@ -18,12 +18,17 @@ Axes = tuple[int, ...]
 class InputQuantizer(Protocol):
     """What makes the inputs of a binary layer, or the factors of a matmul, binary."""
 
-    axes: Axes
-    """Of the channels: 1 of images, -1 of tokens, 1 and -1 of attention's heads."""
-    threshold: Tensor | None
-    """t [channels]: what is taken off the inputs."""
-    pending_shift: Tensor | None
-    """The part of t that the layer has still to add again after its sums, through its bias."""
+    @property
+    def axes(self) -> Axes:
+        """The axes of the channels: 1 of images, -1 of tokens, 1 and -1 of attention's heads."""
+
+    @property
+    def threshold(self) -> Tensor | None:
+        """What is taken off the inputs: t [channels]."""
+
+    @property
+    def pending_shift(self) -> Tensor | None:
+        """The part of t that the layer has still to add again after its sums, through its bias."""
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return x in units of the scale, +-1 where F is sign, and the scale []."""
@@ -34,6 +39,8 @@ class LatentInput(nn.Module):
 
     ReActNet's RSign (Liu et al. 2020) with the learned scale of BiT (Liu et al. 2022), for any pair (F, B).
     """
+
+    one: Tensor
 
     def __init__(
         self, quantizer: ActivationQuantizer, axes: Axes, threshold: Tensor | None, scale: Tensor | None
@@ -64,6 +71,8 @@ class LatentInput(nn.Module):
 class SignInput(nn.Module):
     """x -> (sign(x - t), beta) with fixed t [channels] or none, and beta []."""
 
+    threshold: Tensor | None
+    scale: Tensor
     pending_shift = None  # the layer's bias holds it
 
     def __init__(self, axes: Axes, threshold: Tensor | None, scale: Tensor):

@@ -6,6 +6,8 @@ its layers, and computes q k^T and p v on the way.
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import torch.nn.functional as F
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
@@ -31,7 +33,9 @@ class LinearProjAttention(nn.Module):
         self.out_proj = attention.out_proj
         self.matmuls: DotProductAttention | None = None
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = False):
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = False
+    ) -> tuple[Tensor, None]:
         if key is not query or value is not query or need_weights:
             raise NotImplementedError("LinearProjAttention does self-attention without returning its weights")
         n, length, width = query.shape
@@ -65,7 +69,7 @@ class UnfusedAttention(nn.Module):
         return self.proj_drop(self.proj(self.norm(mixed.transpose(1, 2).reshape(n, length, -1))))
 
 
-def _convertible(module: nn.Module) -> bool:
+def _convertible(module: nn.Module) -> TypeGuard[nn.MultiheadAttention]:
     return (
         isinstance(module, nn.MultiheadAttention)
         and module.batch_first

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ def has_batchnorm(net: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def reestimate(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> nn.Module:
+def reestimate(net: nn.Module, batches: Iterable[tuple[Tensor, Any]], device: torch.device) -> nn.Module:
     """Replace, in place, every running statistic by its plain average over (at most 10,000) training images.
 
     The images come with the training augmentation: on clean images even a float network lost two
@@ -43,16 +43,19 @@ def reestimate(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device:
             break
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-        ranks.reduce_mean(norm.running_mean)
-        ranks.reduce_mean(norm.running_var)
+        for statistic in (norm.running_mean, norm.running_var):
+            if statistic is not None:
+                ranks.reduce_mean(statistic)
     return net.eval()
 
 
 class Score(Protocol):
     """A network's accuracy on some images: top-1 in per cent."""
 
-    top1: float
-    images: int
+    @property
+    def top1(self) -> float: ...
+    @property
+    def images(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class Reestimation:
 
 def reestimate_if_better(
     net: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Tensor, Any]],
     device: torch.device,
     score: Callable[[nn.Module], Score],
 ) -> Reestimation:

@@ -7,6 +7,9 @@ nothing, gains and slopes at 0, so that the pretrained network is the same netwo
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import timm.models.resnet
 import torch
 import torch.nn.functional as F
@@ -36,13 +39,13 @@ class _RPReLU(torch.autograd.Function):
     """The operation of RPReLU. Its gradient here takes half the passes over memory that autograd's takes."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, move_in: Tensor, slope: Tensor, move_out: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, move_in: Tensor, slope: Tensor, move_out: Tensor) -> Tensor:
         moved = x - move_in.view(-1, 1, 1)
         ctx.save_for_backward(moved, slope)
         return F.prelu(moved, slope) + move_out.view(-1, 1, 1)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> Any:
         moved, slope = ctx.saved_tensors
         above = torch.ops.aten.threshold_backward(grad, moved, 0)  # grad where moved > 0
         below = grad - above
@@ -56,7 +59,7 @@ class BiRealBlock(nn.Module):
 
     why = "gains of the shortcuts around single convolutions (activation.blocks)"
 
-    def __init__(self, block: nn.Module, downsample: nn.Module | None):
+    def __init__(self, block: Any, downsample: nn.Module | None):  # a basic block of any of the libraries
         super().__init__()
         self.conv1, self.bn1, self.conv2, self.bn2 = block.conv1, block.bn1, block.conv2, block.bn2
         self.downsample = downsample
@@ -88,7 +91,7 @@ def _does_something(module: nn.Module | None) -> bool:
     return module is not None and not isinstance(module, nn.Identity)
 
 
-REWRITES = {
+REWRITES: dict[type[nn.Module], Callable[[Any], BiRealBlock | None]] = {
     cifar_resnet.BasicBlock: _of_cifar,
     timm.models.resnet.BasicBlock: _of_timm,
     torchvision.models.resnet.BasicBlock: _of_torchvision,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from binarize_cli.binarize.accumulator import AccumulatorRule
 from binarize_cli.binarize.activations import Axes, SignInput, above
 from binarize_cli.binarize.float_accumulator import FloatAccumulator
-from binarize_cli.binarize.layers import BINARY_LAYERS
+from binarize_cli.binarize.layers import BINARY_LAYERS, is_candidate
 from binarize_cli.binarize.matmuls import BINARY_MATMULS, is_matmul
 from binarize_cli.binarize.observe import observe_calls
 from binarize_cli.binarize.weights import SignWeight
@@ -91,7 +91,7 @@ def calibrate(
     observe_calls(net, names, images, first_pass)
     observe_calls(net, names, images, second_pass)
     stats = {name: [observer.stats() for observer in observers[name]] for name in names}
-    rules = _choose_rules(net, stats, images[0], binary) if binary.accumulator else {}
+    rules = _choose_rules(net, stats, images[0], binary, binary.accumulator) if binary.accumulator else {}
     return {name: Calibration(stats[name], rules.get(name)) for name in names}
 
 
@@ -133,13 +133,17 @@ def _axes(module: nn.Module) -> tuple[Axes, ...]:
 
 
 def _choose_rules(
-    net: nn.Module, stats: Mapping[str, list[InputStats]], images: Tensor, binary: BinaryInputs
+    net: nn.Module,
+    stats: Mapping[str, list[InputStats]],
+    images: Tensor,
+    binary: BinaryInputs,
+    asked: Overflow,
 ) -> dict[str, AccumulatorRule]:
     """Return the rule of each accumulator; `auto` drops the fewest bits with which sums rarely overflow.
 
     Judged by the signs of the float weights and inputs.
     """
-    asked, rules = binary.accumulator, {}
+    rules: dict[str, AccumulatorRule] = {}
 
     def choose(name: str, inputs: tuple[Tensor, ...], _: Tensor) -> None:
         if asked.shift != "auto":
@@ -163,6 +167,7 @@ def sign_twin(
     one = torch.ones_like(stats[0].magnitude)
     inputs = [SignInput(found.axes, found.mean if binary.learned_threshold else None, one) for found in stats]
     if is_matmul(module):
-        return BINARY_MATMULS[type(module)](*inputs, accumulator)
+        return BINARY_MATMULS[type(module)](inputs[0], inputs[1], accumulator)
+    assert is_candidate(module)
     weight = SignWeight(sign(module.weight), one.expand(len(module.weight)))
     return BINARY_LAYERS[type(module)](module, weight, inputs[0], accumulator, binary.pad_value)

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import nn
 
-from binarize_cli.binarize.activations import LatentInput, SignInput
+from binarize_cli.binarize.activations import InputQuantizer, LatentInput, SignInput
 from binarize_cli.binarize.calibrate import BinaryInputs, Calibration, InputStats
 from binarize_cli.binarize.float_accumulator import FloatAccumulator
-from binarize_cli.binarize.layers import BINARY_LAYERS, BinaryConv2d, BinaryLinear
+from binarize_cli.binarize.layers import BINARY_LAYERS, BinaryConv2d, BinaryLinear, is_candidate
 from binarize_cli.binarize.matmuls import BINARY_MATMULS, BinaryMatmul, is_matmul
 from binarize_cli.binarize.quantizer import ActivationQuantizer, WeightQuantizer
 from binarize_cli.binarize.weights import LatentWeight, SignWeight
@@ -40,12 +40,14 @@ def to_latents(
     found = found or {}
 
     def make(name: str, module: nn.Module) -> nn.Module:
-        if name not in found:
+        if is_candidate(module) and name not in found:
             return BINARY_LAYERS[type(module)](module, LatentWeight(module.weight, weights))
+        assert activations and binary, "binary inputs need a quantizer and a rule"
         inputs = [_latent_input(stats, activations, binary) for stats in found[name].inputs]
         accumulator = FloatAccumulator(found[name].rule)
         if is_matmul(module):
-            return BINARY_MATMULS[type(module)](*inputs, accumulator)
+            return BINARY_MATMULS[type(module)](inputs[0], inputs[1], accumulator)
+        assert is_candidate(module)
         source = LatentWeight(module.weight, weights)
         return BINARY_LAYERS[type(module)](module, source, inputs[0], accumulator, binary.pad_value)
 
@@ -94,7 +96,9 @@ def harden(net: nn.Module, dtype: torch.dtype) -> nn.Module:
     not on the way to the disk.
     """
     for _, layer in binary_layers(net):
-        layer.source = SignWeight(layer.source.signs(), rounded(layer.source.hard_scale(), dtype))
+        latent = layer.source
+        assert isinstance(latent, LatentWeight), "a network is hardened once"
+        layer.source = SignWeight(latent.signs(), rounded(latent.hard_scale(), dtype))
         if layer.input is not None:
             _harden_input(layer, dtype)
     for _, matmul in binary_matmuls(net):
@@ -109,15 +113,16 @@ def harden(net: nn.Module, dtype: torch.dtype) -> nn.Module:
 def _harden_input(layer: BinaryLinear | BinaryConv2d, dtype: torch.dtype) -> None:
     """Fix a layer's threshold and scale; what the layer adds for its thresholds goes into its bias."""
     learned, fixed = layer.input, _fixed(layer.input, dtype)
-    if learned.threshold is not None:
+    if learned is not None and learned.threshold is not None and fixed.threshold is not None:
         learned.threshold.copy_(fixed.threshold)
         bias = layer.shifted_bias(*layer.source.signs_and_scale())
         layer.bias = None if bias is None else nn.Parameter(bias.detach())
     layer.input = fixed
 
 
-def _fixed(learned: LatentInput, dtype: torch.dtype) -> SignInput:
-    """Return the same threshold and scale, fixed, as the file will hold them."""
+def _fixed(learned: InputQuantizer | None, dtype: torch.dtype) -> SignInput:
+    """Return the threshold and the scale of a latent input, fixed, as the file will hold them."""
+    assert isinstance(learned, LatentInput), "a network is hardened once"
     threshold = None if learned.threshold is None else rounded(learned.threshold.detach(), dtype)
     return SignInput(learned.axes, threshold, rounded(learned.beta().detach(), dtype))
 

@@ -6,6 +6,9 @@ Where both sides are +-1 the sums are integers below 2^24, so float32 holds them
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,7 +30,9 @@ class FloatAccumulator(nn.Module):
         self.count_anew()
 
     def count_anew(self) -> None:
-        self.count = self.overflows = 0
+        """Start counting at 0."""
+        self.count = 0
+        self.overflows: Tensor | int = 0
 
     @property
     def overflowed(self) -> float:
@@ -35,31 +40,34 @@ class FloatAccumulator(nn.Module):
         return float(self.overflows) / self.count if self.count else 0.0
 
     def linear(self, values: Tensor, weights: Tensor) -> Tensor:
-        """[..., K] by [out, K] -> [..., out]."""
+        """Return the sums of [..., K] by [out, K]: [..., out]."""
         if self.rule is None:
             return F.linear(values, weights)
-        y = self._in_tiles(linear_in_tiles, values.flatten(0, -2), weights)
+        y = self._in_tiles(self.rule, linear_in_tiles, values.flatten(0, -2), weights)
         return y.view(*values.shape[:-1], len(weights))
 
     def conv(self, images: Tensor, weights: Tensor, window: Window) -> Tensor:
-        """[N, C, H, W] by [out, C / groups, kh, kw] -> [N, out, H', W']."""
+        """Return the sums of [N, C, H, W] by [out, C / groups, kh, kw]: [N, out, H', W']."""
         if self.rule is None:
             return F.conv2d(images, weights, None, window.stride, 0, window.dilation, window.groups)
         geometry = window.stride, window.dilation, window.groups
-        return self._in_tiles(conv_in_tiles, images, weights, *geometry)
+        return self._in_tiles(self.rule, conv_in_tiles, images, weights, *geometry)
 
     def matmul(self, left: Tensor, right: Tensor) -> Tensor:
-        """[..., L, K] by [..., M, K], row by row -> [..., L, M]."""
+        """Return the sums of [..., L, K] by [..., M, K], row by row: [..., L, M]."""
         if self.rule is None:
             return left @ right.mT
-        y = self._in_tiles(batched_matmul_in_tiles, left.flatten(0, -3), right.flatten(0, -3))
+        flat = left.flatten(0, -3), right.flatten(0, -3)
+        y = self._in_tiles(self.rule, batched_matmul_in_tiles, *flat)
         return y.view(*left.shape[:-1], right.shape[-2])
 
-    def _in_tiles(self, operator, left: Tensor, right: Tensor, *geometry) -> Tensor:
-        """Of factors in float32: autocast's bfloat16 would not hold every sum."""
-        sums, overflowed = operator(
-            left.float(), right.float(), *geometry, self.rule.overflow, self.rule.shift
-        )
+    def _in_tiles(self, rule: AccumulatorRule, operator: Callable, *operands: Any) -> Tensor:
+        """Return the operator's sums, and count. `operands`: two factors, then the geometry, if any.
+
+        The factors are cast to float32: autocast's bfloat16 would not hold every sum.
+        """
+        left, right, *geometry = operands
+        sums, overflowed = operator(left.float(), right.float(), *geometry, rule.overflow, rule.shift)
         if not torch.is_grad_enabled():
             self.count += overflowed.numel()
             self.overflows = self.overflows + overflowed.count_nonzero()

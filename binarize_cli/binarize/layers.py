@@ -6,6 +6,9 @@ and one factor an output channel, alpha beta, scales them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, TypeGuard
+
 import torch.nn.functional as F
 from timm.layers import Conv2dSame
 from timm.layers import Linear as TimmLinear
@@ -46,6 +49,7 @@ class BinaryLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # [..., in] -> [..., out]
         if self.input is None:
             return F.linear(x, self.source(), self.bias)
+        assert self.accumulator is not None, "binary inputs need an accumulator"
         values, beta = self.input(x)
         weights, alpha = self.source.signs_and_scale()
         y = self.accumulator.linear(values, weights) * (alpha * beta)
@@ -54,9 +58,10 @@ class BinaryLinear(nn.Module):
 
     def shifted_bias(self, weights: Tensor, alpha: Tensor) -> Tensor | None:
         """Return the bias [out] with what the thresholds took off, for x is beta sign(x - t) + t."""
-        if self.input.pending_shift is None:
+        t = None if self.input is None else self.input.pending_shift
+        if t is None:
             return self.bias
-        shift = alpha * (weights @ self.input.pending_shift)
+        shift = alpha * (weights @ t)
         return shift if self.bias is None else self.bias + shift
 
 
@@ -92,10 +97,11 @@ class BinaryConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # [N, in, H, W] -> [N, out, H', W']
         if self.input is None:
-            x, weight, padding = x, self.source(), self.padding
+            padding: str | tuple[int, ...] = self.padding
             if self.pads_same:
-                x, padding = F.pad(x, self.margins(x)), 0
-            return F.conv2d(x, weight, self.bias, self.stride, padding, self.dilation, self.groups)
+                x, padding = F.pad(x, self.margins(x)), (0, 0)
+            return F.conv2d(x, self.source(), self.bias, self.stride, padding, self.dilation, self.groups)
+        assert self.accumulator is not None, "binary inputs need an accumulator"
         values, beta = self.input(x)
         weights, alpha = self.source.signs_and_scale()
         padded = F.pad(values, self.margins(values), value=self.pad_value)
@@ -109,7 +115,7 @@ class BinaryConv2d(nn.Module):
 
         A convolution without a bias has BatchNorm behind it, as a rule, which makes up for any constant.
         """
-        t = self.input.pending_shift
+        t = None if self.input is None else self.input.pending_shift
         if self.bias is None or t is None:
             return self.bias
         taps = weights.sum((2, 3)).unflatten(0, (self.groups, -1))  # [groups, out / groups, in / groups]
@@ -122,15 +128,16 @@ class BinaryConv2d(nn.Module):
             high, wide = (int(get_same_padding(*rule)) for rule in rules)
         elif self.padding == "same":
             high, wide = (d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True))
+        elif isinstance(self.padding, str):  # "valid"
+            high = wide = 0
         else:
-            top, left = (0, 0) if self.padding == "valid" else self.padding
-            high, wide = 2 * top, 2 * left
+            high, wide = (2 * side for side in self.padding)
         return (wide // 2, wide - wide // 2, high // 2, high - high // 2)
 
 
 # The layers whose whole operation is known here. Other subclasses of nn.Linear and nn.Conv2d change it
 # (weight standardisation, mixtures of experts ...) and are refused by name.
-BINARY_LAYERS = {
+BINARY_LAYERS: Mapping[type[nn.Module], Any] = {  # each takes the float layer of its own type
     nn.Linear: BinaryLinear,
     NonDynamicallyQuantizableLinear: BinaryLinear,  # the out_proj of nn.MultiheadAttention
     TimmLinear: BinaryLinear,  # nn.Linear that casts under TorchScript; MobileNet's head
@@ -139,13 +146,13 @@ BINARY_LAYERS = {
 }
 
 
-def is_candidate(module: nn.Module) -> bool:
-    """Whether a module is of the kind this tool binarizes."""
+def is_candidate(module: nn.Module) -> TypeGuard[nn.Linear | nn.Conv2d]:
+    """Return whether a module is of the kind that this tool binarizes."""
     return isinstance(module, nn.Linear | nn.Conv2d)
 
 
 def kind(module: nn.Module) -> str:
-    """What a module is, for tables: linear, conv 3x3, depthwise conv 7x7, or its class in lower case."""
+    """Return what a module is, for tables: linear, conv 3x3, depthwise conv 7x7, or its class's name."""
     if isinstance(module, nn.Linear | BinaryLinear):
         return "linear"
     if isinstance(module, nn.Conv2d | BinaryConv2d):

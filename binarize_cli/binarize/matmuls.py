@@ -7,9 +7,12 @@ one a head of probabilities, which a bare sign would make constant.
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 from torch import Tensor, nn
 
-from binarize_cli.binarize.activations import aligned
+from binarize_cli.binarize.accumulator import Accumulator
+from binarize_cli.binarize.activations import InputQuantizer, aligned
 
 
 class QKMatmul(nn.Module):
@@ -35,7 +38,7 @@ class AVMatmul(nn.Module):
 class BinaryMatmul(nn.Module):
     """What both binary matmuls have: `left` and `right` make signs of the factors, `accumulator` sums."""
 
-    def __init__(self, left: nn.Module, right: nn.Module, accumulator: nn.Module | None = None):
+    def __init__(self, left: InputQuantizer, right: InputQuantizer, accumulator: Accumulator):
         super().__init__()
         self.left, self.right, self.accumulator = left, right, accumulator
 
@@ -68,11 +71,14 @@ class BinaryAVMatmul(BinaryMatmul):
         return y if t_v is None else y + aligned(t_v, v, self.right.axes)
 
 
-BINARY_MATMULS = {QKMatmul: BinaryQKMatmul, AVMatmul: BinaryAVMatmul}
+BINARY_MATMULS: dict[type[nn.Module], type[BinaryMatmul]] = {
+    QKMatmul: BinaryQKMatmul,
+    AVMatmul: BinaryAVMatmul,
+}
 
 
-def is_matmul(module: nn.Module) -> bool:
-    """Whether a module is a matmul of attention that is to be binary."""
+def is_matmul(module: nn.Module) -> TypeGuard[QKMatmul | AVMatmul]:
+    """Return whether a module is a matmul of attention that is to be binary."""
     return type(module) in BINARY_MATMULS
 
 

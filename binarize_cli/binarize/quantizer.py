@@ -122,6 +122,8 @@ class WeightQuantizer(Quantizer):
 class ActivationQuantizer(Quantizer):
     """beta F((x - t) / n) for the inputs of the binary layers."""
 
+    typical: Tensor
+
     def __init__(self, method: Method, schedules: Mapping[str, Schedule], normalize: float | None):
         super().__init__(method, schedules, normalize)
         levels = torch.special.ndtri((torch.arange(GRID) + 0.5) / GRID)

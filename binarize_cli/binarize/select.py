@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 
@@ -122,7 +122,7 @@ def _matches(
     return found
 
 
-def _refuse_unknown(candidates: dict[str, nn.Module], chosen: dict[str, str]) -> None:
+def _refuse_unknown(candidates: Mapping[str, nn.Module], chosen: dict[str, str]) -> None:
     for name in chosen:
         module = candidates[name]
         odd = type(module).__name__ if type(module) not in BINARY_LAYERS else ""

@@ -7,6 +7,7 @@ torch.compile calls them as they are: their loops, traced, would take it minutes
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -104,7 +105,7 @@ def _by_chunks(
 
 
 def joined(parts: Sequence[Tensor], axis: int = 0) -> Tensor:
-    """The parts, one after another; a single one is not copied."""
+    """Return the parts, one after another; a single one is not copied."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), axis)
 
 
@@ -112,21 +113,32 @@ def _by_row(left: Tensor, right: Tensor) -> Tensor:
     return left @ right.mT
 
 
-def _conv(images: Tensor, weights: Tensor, stride, dilation, groups: int) -> Tensor:
+def _conv(
+    images: Tensor, weights: Tensor, stride: Sequence[int], dilation: Sequence[int], groups: int
+) -> Tensor:
     """Channels last whatever the images are: a compiled network must know how its tensors lie."""
     y = F.conv2d(images, weights, None, stride, 0, dilation, groups)
     return y.contiguous(memory_format=torch.channels_last)
 
 
-def _gradient_of_conv(grad: Tensor, images: Tensor, weights: Tensor, stride, dilation, groups: int):
+def _gradient_of_conv(
+    grad: Tensor,
+    images: Tensor,
+    weights: Tensor,
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> tuple[Tensor, Tensor]:
     needed = [True, True, False]  # images, weights, no bias
     return torch.ops.aten.convolution_backward(
         grad, images, weights, None, stride, [0, 0], dilation, False, [0, 0], groups, needed
     )[:2]
 
 
-def _register(operator, plain: Callable[..., Tensor], gradient: Callable[..., tuple[Tensor, Tensor]]) -> None:
-    """The shapes of an operator, those of the plain sums, and its gradient, theirs."""
+def _register(
+    operator: Any, plain: Callable[..., Tensor], gradient: Callable[..., tuple[Tensor, Tensor]]
+) -> None:
+    """Give an operator the shapes and the gradient of the plain sums."""
 
     def shapes(*inputs):
         y = plain(*inputs[:-2])

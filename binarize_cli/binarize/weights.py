@@ -81,6 +81,9 @@ class LatentWeight(nn.Module):
 class SignWeight(nn.Module):
     """Fixed signs [out, ...] of +-1 (int8) and a scale [out]; called, it returns their product in float32."""
 
+    signs: Tensor
+    scale: Tensor
+
     def __init__(self, signs: Tensor, scale: Tensor):
         super().__init__()
         # Not in the state dict: the file holds them as bits, under names of its own.

@@ -21,7 +21,7 @@ def report_document(
     account: Mapping[str, Any],
     dataset: ImageDataset,
     train_images: int,
-    accuracy: Mapping[str, Measurement | None],
+    accuracy: Mapping[str, Measurement],
     agreement: Agreement,
     batchnorm: Reestimation | None,
     rows: Sequence[EpochRow],
@@ -54,7 +54,7 @@ def report_document(
             "classes": list(dataset.classes),
         },
         "accuracy": {
-            name: accuracy[name].to_json() if accuracy.get(name) else None
+            name: accuracy[name].to_json() if name in accuracy else None
             for name in ("float", "soft", "hard", "packed")
         },
         "agreement": agreement.to_json(),

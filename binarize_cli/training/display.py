@@ -29,7 +29,7 @@ class Display:
             self.progress.start()
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         if live():  # it would end with an empty line
             self.progress.stop()
 

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from binarize_cli.errors import Diverged
 
 
-def _finite(value) -> bool:
+def _finite(value: object) -> bool:
     return not isinstance(value, Tensor) or bool(torch.isfinite(value).all())
 
 
 @torch.no_grad()
 def first_nonfinite_layer(net: nn.Module, inputs: Tensor) -> str | None:
-    """The first module of a forward pass whose output is not finite, or None."""
+    """Return the first module of a forward pass whose output is not finite, or None."""
     bad: list[str] = []
 
-    def watch(name):
-        return lambda module, args, out: bad.append(name) if not bad and not _finite(out) else None
+    def watch(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: object, out: object) -> None:
+            if not bad and not _finite(out):
+                bad.append(name)
+
+        return hook
 
     hooks = [m.register_forward_hook(watch(n)) for n, m in net.named_modules()]  # the innermost ends first
     net(inputs)
@@ -28,7 +34,7 @@ def first_nonfinite_layer(net: nn.Module, inputs: Tensor) -> str | None:
 
 
 def diverged(net: nn.Module, inputs: Tensor, step: int, kept: str) -> Diverged:
-    """The error for a loss or gradient that is not finite at a step (counted from 1)."""
+    """Return the error for a loss or gradient that is not finite at a step (counted from 1)."""
     name = next((n for n, p in net.named_parameters() if not _finite(p)), None)
     # Backwards through the network: the last layer with such a gradient passed it on to all before it.
     bad = [n for n, p in net.named_parameters() if p.grad is not None and not _finite(p.grad)]

@@ -189,7 +189,7 @@ class Trainer:
         ranks.broadcast(net.buffers())  # BatchNorm's may differ: every rank has seen its own images
         soft = hard = self.score(net)
         if self.binary and not self._hard():
-            hard = self._score_in(self.binary.phase.hardened())
+            hard = self._score_in(self.binary.phase.hardened(), self.binary.phase)
         steps = self.position.step
         flips = self.flips.count() if steps else None
         row = EpochRow(
@@ -216,9 +216,8 @@ class Trainer:
             self.position.best = hard.top1
             self.best = {k: v.detach().cpu().clone() for k, v in net.state_dict().items()}
 
-    def _score_in(self, phase: Phase) -> Measurement:
+    def _score_in(self, phase: Phase, present: Phase) -> Measurement:
         """Score the network in another phase than the present one."""
-        present = self.binary.phase
         self.step.enter(phase)
         try:
             return self.score(self.step.eval_net)
@@ -261,7 +260,7 @@ class Trainer:
             )
         if saved is None:
             return
-        self.position = Position(**there)
+        self.position = Position(**saved["position"])
         self.rows = [EpochRow(**row) for row in saved["rows"]]
         self.step.parallel.load_state_dict(saved["net"])
         if self.step.ema:

@@ -37,5 +37,6 @@ class Objective:
         weight, wanted = self.rule.weight, self.teacher(inputs, step)
         loss = (1 - weight) * loss + weight * distillation(logits, wanted, self.rule.temperature)
         if self.rule.blocks:
+            assert self.teacher.blocks, "the teacher observes blocks before training starts"
             loss = loss + self.rule.blocks * self.teacher.blocks.distance()
         return loss

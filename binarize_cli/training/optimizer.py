@@ -16,31 +16,35 @@ from binarize_cli.recipe import Train
 
 
 def check_optimizer(name: str) -> None:
-    """Raises InputError for an optimizer that timm does not have."""
-    known = list_optimizers()
+    """Raise InputError if timm has no optimizer of that name."""
+    known = [str(each) for each in list_optimizers()]
     if name not in known:
         hint = closest(name, known, "timm.optim.list_optimizers() lists them.")
         raise InputError(f"no optimizer is named '{name}'", where="train.opt", hint=hint)
 
 
 def make_optimizer(net: nn.Module, train: Train) -> Optimizer:
-    """Latents, biases, norms and learned scales together; no decay on one-dimensional parameters."""
+    """Return the optimizer of all parameters; one-dimensional ones get no weight decay."""
     more = _fused(net, train.opt)
     return create_optimizer_v2(net, opt=train.opt, lr=train.lr, weight_decay=train.weight_decay, **more)
 
 
 def _fused(net: nn.Module, name: str) -> dict[str, Any]:
-    """On CUDA one kernel for all parameters, for those optimizers of torch that have it."""
+    """Return the flag for one kernel for all parameters, on CUDA, if the optimizer has it."""
     on_cuda = any(p.is_cuda for p in net.parameters())
     known = inspect.signature(get_optimizer_class(name, bind_defaults=False)).parameters
     return {"fused": True} if on_cuda and "fused" in known else {}
 
 
 def make_scheduler(optimizer: Optimizer, train: Train, steps: int) -> Scheduler:
-    """The learning rate as a function of the step alone (so nothing of it needs saving), warm-up first."""
+    """Return the learning rate as a function of the step alone, so that nothing of it needs saving."""
     warm = round(train.warmup * steps)
     steps = max(steps, 2)  # timm warns of fewer
-    common = {"warmup_t": warm, "warmup_lr_init": min(train.min_lr, train.lr), "t_in_epochs": False}
+    common: dict[str, Any] = {
+        "warmup_t": warm,
+        "warmup_lr_init": min(train.min_lr, train.lr),
+        "t_in_epochs": False,
+    }
     if train.sched == "constant":
         return StepLRScheduler(optimizer, decay_t=steps + 1, **common)
     if train.sched == "linear":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from timm.layers import BatchNormAct2d, convert_sync_batchnorm
@@ -26,11 +27,12 @@ class DataParallel:
 
     def __init__(self, own: nn.Module):
         self.own = own
-        self.net: nn.Module = own if ranks.world() == 1 else DistributedDataParallel(own)
+        self.ddp = None if ranks.world() == 1 else DistributedDataParallel(own)
+        self.net: nn.Module = own if self.ddp is None else self.ddp
 
     def exchange(self, now: bool) -> AbstractContextManager:
         """Return a context for a backward pass, in which ranks exchange their gradients `now` or later."""
-        return nullcontext() if now or self.net is self.own else self.net.no_sync()
+        return nullcontext() if now or self.ddp is None else self.ddp.no_sync()
 
     def gradient_norm(self) -> Tensor:
         """Return the norm of the whole gradient: []."""
@@ -60,9 +62,9 @@ def synchronise(net: nn.Module, device: torch.device) -> nn.Module:
         return net
     if device.type == "cuda":
         return convert_sync_batchnorm(net)
-    norms = [name for name, m in net.named_modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
-    for name in norms:
-        net.set_submodule(name, SyncBatchNorm(net.get_submodule(name)))
+    norms = [(name, m) for name, m in net.named_modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    for name, norm in norms:
+        net.set_submodule(name, SyncBatchNorm(norm))
     return net
 
 
@@ -76,7 +78,8 @@ class SyncBatchNorm(_BatchNorm):
         super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
         self.load_state_dict(norm.state_dict(), strict=False)  # timm's has the activation's in it
         self.train(norm.training)
-        self.drop, self.act = nn.Identity(), nn.Identity()
+        self.drop: nn.Module = nn.Identity()
+        self.act: nn.Module = nn.Identity()
         if isinstance(norm, BatchNormAct2d):
             self.drop, self.act = norm.drop, norm.act
 
@@ -92,14 +95,15 @@ class SyncBatchNorm(_BatchNorm):
         world = ranks.world()
         mean = _SumOverRanks.apply(x.mean(over)) / world  # [C], as var
         var = _SumOverRanks.apply((x - mean.view(shape)).square().mean(over)) / world
-        if self.track_running_stats:
-            self._track(mean.detach(), var.detach(), world * x.numel() // len(mean))
+        self._track(mean.detach(), var.detach(), world * x.numel() // len(mean))
         out = (x - mean.view(shape)) * (var.view(shape) + self.eps).rsqrt()
         return out * self.weight.view(shape) + self.bias.view(shape) if self.affine else out
 
     @torch.no_grad()
     def _track(self, mean: Tensor, var: Tensor, count: int) -> None:
-        """The running statistics; `count` numbers a channel went into these."""
+        """Move the running statistics, if there are any; `count` numbers a channel went into the new ones."""
+        if self.num_batches_tracked is None or self.running_mean is None or self.running_var is None:
+            return
         self.num_batches_tracked += 1
         share = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean, share)
@@ -110,9 +114,9 @@ class _SumOverRanks(torch.autograd.Function):
     """The sum over ranks; each rank's gradient is the sum of all ranks' gradients."""
 
     @staticmethod
-    def forward(ctx, tensor: Tensor) -> Tensor:
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
         return ranks.reduce_sum(tensor.clone())
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         return ranks.reduce_sum(grad.clone())

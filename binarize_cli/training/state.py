@@ -30,7 +30,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """The state. Raises InputError where the file is damaged."""
+    """Return the state in a file. Raises InputError if it is damaged."""
     hint = "Start afresh with --overwrite or another --output."
     try:
         header, _, content = path.read_bytes().partition(b"\n")
@@ -44,13 +44,13 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def saved_states(folder: Path) -> list[Path]:
-    """The states in a folder, the newest first."""
-    found = {path: NAME.fullmatch(path.name) for path in folder.glob("step-*.state")}
-    return sorted((p for p, match in found.items() if match), key=lambda p: int(found[p][1]), reverse=True)
+    """Return the states in a folder, the newest first."""
+    matches = [(NAME.fullmatch(path.name), path) for path in folder.glob("step-*.state")]
+    return [path for _, path in sorted(((int(m[1]), path) for m, path in matches if m), reverse=True)]
 
 
 def save_newest(folder: Path, steps: int, state: dict[str, Any]) -> Path:
-    """Write the state after so many steps, and keep the last two. Raises InputError when the disk is full."""
+    """Write the state after `steps` steps, and keep the last two. Raises InputError when the disk is full."""
     path = folder / f"step-{steps:08}.state"
     save(path, state)
     for old in (
@@ -62,9 +62,9 @@ def save_newest(folder: Path, steps: int, state: dict[str, Any]) -> Path:
 
 
 def load_newest(folder: Path) -> dict[str, Any] | None:
-    """The newest whole state, None where there is none. Says which it is, and which were not whole.
+    """Return the newest state whose checksum is right, or None if there is no state; say which it is.
 
-    Raises InputError where there are states, but no whole one.
+    Raises InputError if there are states, but all are damaged.
     """
     fault = None
     for path in saved_states(folder):

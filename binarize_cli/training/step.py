@@ -67,7 +67,8 @@ class Step:
 
     def enter(self, phase: Phase) -> None:
         """Hand a phase to the network's quantizers, and to those of its average."""
-        self.binary.enter(phase)
+        if self.binary:
+            self.binary.enter(phase)
         if self.ema:
             set_phase(self.ema.module, phase)
 

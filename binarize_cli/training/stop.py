@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from binarize_cli.console import say
 
@@ -42,7 +43,7 @@ class StopRequest:
         self.code, self.training = 0, training
         self.began = training
         self._depth = 0
-        self._before: dict[signal.Signals, object] = {}
+        self._before: dict[signal.Signals, Any] = {}
         self._came = 0.0
 
     def __enter__(self) -> StopRequest:
@@ -53,7 +54,7 @@ class StopRequest:
         self._depth += 1
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self._depth -= 1
         if self._depth == 0:
             for number, handler in self._before.items():
