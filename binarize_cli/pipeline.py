@@ -259,7 +259,7 @@ def with_overflow(run: Run, row: Layer) -> Layer:
 
 def ship(run: Run) -> tuple[PackedFile, Agreement]:
     """Write the file, load it back, hold its logits against the network's, and score it."""
-    tensors = packed_tensors(run.net)
+    tensors = packed_tensors(run.net, run.recipe.pack.float_dtype)
     facts = provenance(run.model, run.recipe, run.device, run.steps())
     document = packed_document(run.model, run.recipe, run.table, run.dataset, facts)
     ranks.broadcast_from_rank0(lambda: write(run.folder.packed, document, tensors))

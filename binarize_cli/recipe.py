@@ -199,8 +199,8 @@ class Train(Section):
 class Pack(Section):
     """The packed file."""
 
-    float_dtype: Literal["float16", "float32"] = "float16"
-    """The type of the tensors that stay float."""
+    float_dtype: Literal["float16", "float32", "int8"] = "float16"
+    """The type of the tensors that stay float; int8: embeddings and layers so, with a scale a row."""
 
 
 class Recipe(Section):

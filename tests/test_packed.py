@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torchvision.models import VisionTransformer
 
 from binarize_cli.binarize.convert import binary_weights, harden
+from binarize_cli.binarize.int8 import from_int8, has_rows, to_int8
 from binarize_cli.binarize.prepare import make_binary, rewrite_and_choose
 from binarize_cli.device import place
 from binarize_cli.errors import BnnppError, InputError
@@ -513,3 +514,58 @@ def test_agreement_allows_for_rounding_alone():
     for by in (1e-3, float("nan"), float("inf")):
         with pytest.raises(BnnppError, match="logits differ"):
             compare_logits(Shifted(0), Shifted(by), images)
+
+
+# --- int8 ------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from([(3, 5), (1, 4, 6), (2, 1, 3, 3), (1, 1, 2, 7)]),
+    st.integers(-12, 12),
+    st.integers(0, 2**32 - 1),
+)
+def test_int8_codes_are_near_and_give_themselves_again(shape, exponent, seed):
+    tensor = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * 10.0**exponent
+    codes, scale = to_int8(tensor)
+    assert codes.dtype == torch.int8 and codes.shape == tensor.shape and int(codes.min()) >= -127
+    assert len(scale) == next(size for size in shape if size > 1)
+    there = from_int8(codes, scale)
+    step = tensor.abs().reshape(len(scale), -1).amax(1) / 127
+    assert ((there - tensor).abs().reshape(len(scale), -1) <= 0.51 * step[:, None]).all()
+    again, same = to_int8(there)
+    assert torch.equal(again, codes) and torch.equal(same, scale)
+
+
+def test_vectors_and_scales_stay_float():
+    assert (
+        has_rows(torch.ones(10, 64)) and has_rows(torch.ones(1, 16, 64)) and has_rows(torch.ones(8, 1, 3, 3))
+    )
+    assert not has_rows(torch.ones(64)) and not has_rows(torch.ones(1, 1, 64))
+    assert not has_rows(torch.ones(4, 1, 1)) and not has_rows(torch.ones(3, 4, dtype=torch.long))
+    zeros = to_int8(torch.zeros(2, 3))
+    assert torch.equal(from_int8(*zeros), torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_an_int8_remainder_ships_smaller_and_computes_the_hard_networks_logits(tmp_path, name):
+    net = a_float_network(name)
+    hard, rows = hard_network(copy.deepcopy(net), IMAGES, torch.int8)
+    half, _ = hard_network(net, IMAGES)
+    write(tmp_path / "8", a_document(name, rows), packed_tensors(hard, "int8"))
+    write(tmp_path / "16", a_document(name, rows), packed_tensors(half))
+    file = read(tmp_path / "8")
+    assert torch.equal(place(rebuild(file), CPU)(IMAGES), hard(IMAGES))
+    torch.testing.assert_close(hard(IMAGES), half(IMAGES), rtol=0.1, atol=0.1)
+    account = contents(file)
+    assert {row["bits"] for row in account["layers"]} == {1, 8, 16}
+    small, large = account["bytes"], contents(read(tmp_path / "16"))["bytes"]
+    assert small["float"] + small["scales"] < large["float"] + large["scales"]
+    assert account["float32_bytes"] == contents(read(tmp_path / "16"))["float32_bytes"]
+    assert account["bound"] == small["total"] - small["metadata"]
+    vectors = [n for n, t in file.tensors.items() if n.endswith((".bias", "norm.weight", "_mean"))]
+    assert vectors and all(file.tensors[n].dtype != np.int8 for n in vectors)
+    codes = next(n for n, t in file.tensors.items() if t.dtype == np.int8)
+    with pytest.raises(InputError, match=f"{codes}_row_scale"):
+        rebuild(damaged(file, **{f"{codes}_row_scale": None}))

@@ -10,6 +10,7 @@ from torch import nn
 from binarize_cli.binarize.activations import InputQuantizer, LatentInput, SignInput
 from binarize_cli.binarize.calibrate import BinaryInputs, Calibration, InputStats
 from binarize_cli.binarize.float_accumulator import FloatAccumulator
+from binarize_cli.binarize.int8 import from_int8, has_rows, to_int8
 from binarize_cli.binarize.layers import BINARY_LAYERS, BinaryConv2d, BinaryLinear, is_candidate
 from binarize_cli.binarize.matmuls import BINARY_MATMULS, BinaryMatmul, is_matmul
 from binarize_cli.binarize.quantizer import ActivationQuantizer, WeightQuantizer
@@ -93,8 +94,9 @@ def harden(net: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Replace, in place, latents by their signs and scales, and round all else to what the file will hold.
 
     Afterwards the network computes exactly what the packed file will: rounding happens here, once, and
-    not on the way to the disk.
+    not on the way to the disk. With int8 that is the tensors that have rows (`int8`); all else is float16.
     """
+    in_rows, dtype = dtype == torch.int8, torch.float16 if dtype == torch.int8 else dtype
     for _, layer in binary_layers(net):
         latent = layer.source
         assert isinstance(latent, LatentWeight), "a network is hardened once"
@@ -106,7 +108,8 @@ def harden(net: nn.Module, dtype: torch.dtype) -> nn.Module:
     signs = {id(w.signs) for _, w in binary_weights(net)}
     for tensor in (*net.parameters(), *net.buffers()):
         if id(tensor) not in signs and tensor.is_floating_point():
-            tensor.copy_(rounded(tensor, dtype))
+            coded = in_rows and has_rows(tensor)
+            tensor.copy_(from_int8(*to_int8(tensor)) if coded else rounded(tensor, dtype))
     return net
 
 

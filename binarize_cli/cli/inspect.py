@@ -22,13 +22,14 @@ def inspect(file: o.PackedFile, as_json: o.Json = False) -> None:
         result(json.dumps(account, allow_nan=False))
         return
 
-    from binarize_cli.report.tables import layers_table, macs_sentence, size_sentence
+    from binarize_cli.report.tables import bound_sentence, layers_table, macs_sentence, size_sentence
 
     model, size = account["model"], account["bytes"]
     lines = [
         f"{model['name']} of {model['source']}, {model['num_classes']} classes",
         f"method {account['method']}, task {account['task']}",
         size_sentence(size, account["float32_bytes"], account["ratio"], account["binary_weights"]),
+        bound_sentence(account["smaller_than"], account["bound"], account["over_bound"]),
         macs_sentence(account["macs"]),
         _scored(account),
         ", ".join(f"{key} {value}" for key, value in account["provenance"].items() if value is not None),

@@ -13,6 +13,8 @@ BITS, SCALE = ".weight_bits", ".weight_scale"
 SIDES = ("input", "left", "right")
 """What may be binary beside the weights: the input of a layer, the two factors of a matmul."""
 OWN = (BITS, SCALE, *(f".{side}_{part}" for side in SIDES for part in ("threshold", "scale")))
+ROW_SCALE = "_row_scale"
+"""Behind the name of an int8 tensor: the scales of its rows."""
 COUNTER = ".num_batches_tracked"
 """BatchNorm's count of training steps: not in a file, since no score depends on it."""
 FLOATS = (np.dtype(np.float16), np.dtype(np.float32))
@@ -45,6 +47,7 @@ def faults_of_tensors(document: Document, tensors: Mapping[str, np.ndarray]) -> 
             faults.append(f"{name}: holds numbers that are not finite")
         elif tensor.dtype.kind == "f" and tensor.dtype not in FLOATS:
             faults.append(f"{name}: {tensor.dtype}, but floats are float16 or float32")
+    faults += _faults_of_int8(tensors)
     for row in document.layers:
         bits = tensors.get(row.name + BITS)
         if row.shape and not faults and _stray_bits(bits, math.prod(row.shape[1:])):
@@ -65,6 +68,23 @@ def claims(row: Row, document: Document) -> Iterator[tuple[str, tuple[str, Shape
         yield f"{row.name}.{side}_scale", ("f", ())
         if document.inputs and document.inputs.threshold == "learned":
             yield f"{row.name}.{side}_threshold", ("f", (channels,))
+
+
+def _faults_of_int8(tensors: Mapping[str, np.ndarray]) -> list[str]:
+    """int8 tensors have a scale a row, and only they; -128 is no code."""
+    faults = []
+    for name, tensor in tensors.items():
+        if tensor.dtype == np.int8:
+            rows = next((size for size in tensor.shape if size > 1), 1)
+            if fault := _fault(tensors.get(name + ROW_SCALE), "f", (rows,)):
+                faults.append(f"{name}{ROW_SCALE}: {fault}")
+            if (tensor == -128).any():
+                faults.append(f"{name}: holds -128")
+        elif name.endswith(ROW_SCALE):
+            of = tensors.get(name.removesuffix(ROW_SCALE))
+            if of is None or of.dtype != np.int8:
+                faults.append(f"{name}: the scale of no int8 tensor")
+    return faults
 
 
 def _fault(tensor: np.ndarray | None, kind: str, shape: Shape) -> str | None:

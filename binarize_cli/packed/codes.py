@@ -10,10 +10,11 @@ WHY = {
     "downsample": "every layer but those kept float, here the downsample branch",
     "first": "first layer (keep_float)",
     "head": "classifier head (keep_float)",
-    "attention": "activation.attention: binary",
     "float": "method float",
 }
 """Why a layer is binary or float. Other reasons (a pattern of the recipe) stand in the file as they are."""
+ATTENTION = "activation.attention: binary"
+"""Why a matmul is."""
 INPUTS = {"sign": "1 bit", "one-sided": "1 bit, one-sided"}
 
 OTHER = "neither a linear nor a convolution layer"
@@ -43,7 +44,7 @@ def row_of(layer: Mapping[str, Any]) -> dict[str, Any]:
         "input": inputs.get(layer["input"]) if layer["binary"] else None,
         "shift": rule.get("shift"),
         "overflowed": rule.get("overflowed"),
-        "why": codes.get(layer["why"], layer["why"]),
+        "why": "default" if layer["why"] == ATTENTION else codes.get(layer["why"], layer["why"]),
         "macs": layer["macs"],
     }
     return {key: value for key, value in row.items() if value is not None}
@@ -54,12 +55,12 @@ def described(row: Any, overflow: str | None) -> dict[str, Any]:
     rule = None
     if row.shift is not None:
         rule = {"overflow": overflow, "shift": row.shift}
-        rule |= {} if row.overflowed is None else {"overflowed": row.overflowed}
+        rule |= {"overflowed": row.overflowed}
     return {
         "name": row.name,
         "kind": row.kind,
         "input": INPUTS.get(row.input, "float"),
         "accumulator": rule,
-        "why": WHY.get(row.why, row.why),
+        "why": ATTENTION if row.is_matmul else WHY.get(row.why, row.why),
         "macs": row.macs,
     }

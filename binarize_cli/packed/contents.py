@@ -6,7 +6,9 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from binarize_cli.packed.check import BITS, OWN
+import numpy as np
+
+from binarize_cli.packed.check import BITS, OWN, ROW_SCALE
 from binarize_cli.packed.codes import OTHER, OTHERS, described
 from binarize_cli.packed.format import PackedFile
 from binarize_cli.packed.schema import Row
@@ -16,7 +18,8 @@ def contents(file: PackedFile) -> dict[str, Any]:
     """Return the account of a packed file: every tensor belongs to one row, every byte to one of four kinds.
 
     First come the layers that were decided on, then all else that has tensors. `ratio` is the size the same
-    tensors take in float32 (integers as they are) over the file's size.
+    tensors take in float32 (integers as they are) over the file's size; `bound` is the least that a file of
+    these tensors could take, without a header.
     """
     document = file.document
     rows = {row.name: row for row in document.layers}
@@ -24,9 +27,11 @@ def contents(file: PackedFile) -> dict[str, Any]:
     layers = [_layer(row, owned.pop(row.name, []), file) for row in document.layers]
     layers += [_other(name, tensors, file) for name, tensors in owned.items()]
     binary = _bytes(file, (n for n in file.tensors if n.endswith(BITS)))
-    scales = _bytes(file, (n for n in file.tensors if n.endswith(OWN[1:])))
+    scales = _bytes(file, (n for n in file.tensors if n.endswith((*OWN[1:], ROW_SCALE))))
     tensors = _bytes(file, file.tensors)
     float32 = _float32_bytes(file, rows)
+    weights = sum(math.prod(row.shape) for row in rows.values() if row.shape)
+    bound = math.ceil(weights / 8) + tensors - binary  # one bit a binary weight, the rest as it is
     model = document.model
     return {
         "format": file.format,
@@ -48,9 +53,16 @@ def contents(file: PackedFile) -> dict[str, Any]:
             "metadata": file.total_bytes - tensors,
         },
         "macs": _macs(layers),
-        "binary_weights": sum(math.prod(row.shape) for row in rows.values() if row.shape),
+        "binary_weights": weights,
         "float32_bytes": float32,
         "ratio": round(float32 / file.total_bytes, 2),
+        "smaller_than": {
+            "float32": round(float32 / file.total_bytes, 2),
+            "float16": round(float32 / 2 / file.total_bytes, 2),
+            "int8": round(float32 / 4 / file.total_bytes, 2),
+        },
+        "bound": bound,
+        "over_bound": round(file.total_bytes / bound, 3),
         "accuracy": document.accuracy and document.accuracy.model_dump(),
         "data": document.data.name,
         "fingerprint": document.data.fingerprint,
@@ -114,6 +126,8 @@ def _other(name: str, tensors: list[str], file: PackedFile) -> dict[str, Any]:
 
 
 def _bits(tensors: list[str], file: PackedFile) -> int:
+    if any(file.tensors[name].dtype == np.int8 for name in tensors):
+        return 8
     return max(
         (8 * file.tensors[n].itemsize for n in tensors if file.tensors[n].dtype.kind == "f"), default=0
     )
@@ -138,6 +152,7 @@ def _bytes(file: PackedFile, names: Iterable[str]) -> int:
 def _float32_bytes(file: PackedFile, rows: dict[str, Row]) -> int:
     total = 4 * sum(math.prod(row.shape) for row in rows.values() if row.shape)
     for name, tensor in file.tensors.items():
-        if not name.endswith(OWN):
-            total += 4 * tensor.size if tensor.dtype.kind == "f" else tensor.nbytes
+        if not name.endswith((*OWN, ROW_SCALE)):
+            floats = tensor.dtype.kind == "f" or tensor.dtype == np.int8
+            total += 4 * tensor.size if floats else tensor.nbytes
     return total

@@ -7,12 +7,16 @@ import torch
 from torch import nn
 
 from binarize_cli.binarize.convert import binary_layers, binary_matmuls, binary_weights
+from binarize_cli.binarize.int8 import has_rows, to_int8
 from binarize_cli.packed.bits import pack
-from binarize_cli.packed.check import BITS, COUNTER, SCALE, SIDES
+from binarize_cli.packed.check import BITS, COUNTER, ROW_SCALE, SCALE, SIDES
 
 
-def packed_tensors(net: nn.Module) -> dict[str, np.ndarray]:
-    """Return the tensors of a network that went through `harden`: bits, scales, all else by its own name."""
+def packed_tensors(net: nn.Module, float_dtype: str = "float16") -> dict[str, np.ndarray]:
+    """Return the tensors of a network that went through `harden`: bits, scales, all else by its own name.
+
+    With `float_dtype` int8, which `harden` was told too, tensors with rows are codes and scales.
+    """
     tensors: dict[str, np.ndarray] = {}
     for name, weight in binary_weights(net):
         tensors[name + BITS] = pack(weight.signs.cpu().numpy())
@@ -26,7 +30,13 @@ def packed_tensors(net: nn.Module) -> dict[str, np.ndarray]:
             if fixed.threshold is not None:
                 tensors[f"{name}.{side}_threshold"] = narrowest(fixed.threshold)
     state = {name: tensor for name, tensor in net.state_dict().items() if not name.endswith(COUNTER)}
-    return tensors | {name: narrowest(tensor) for name, tensor in state.items()}
+    for name, tensor in state.items():
+        if float_dtype == "int8" and has_rows(tensor):
+            codes, scale = to_int8(tensor.detach().cpu())
+            tensors[name], tensors[name + ROW_SCALE] = codes.numpy(), narrowest(scale)
+        else:
+            tensors[name] = narrowest(tensor)
+    return tensors
 
 
 def narrowest(tensor: torch.Tensor) -> np.ndarray:

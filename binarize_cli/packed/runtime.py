@@ -17,15 +17,18 @@ from binarize_cli.binarize.accumulator import AccumulatorRule
 from binarize_cli.binarize.activations import Axes, SignInput
 from binarize_cli.binarize.blocks import rewrite_architecture
 from binarize_cli.binarize.convert import replace_layers
+from binarize_cli.binarize.int8 import from_int8
 from binarize_cli.binarize.layers import BINARY_LAYERS, PAD_VALUES, is_candidate
 from binarize_cli.binarize.matmuls import BINARY_MATMULS, is_matmul
 from binarize_cli.errors import InputError, printable
 from binarize_cli.models.build import build, build_skeleton
 from binarize_cli.packed.bits import unpack
-from binarize_cli.packed.check import BITS, COUNTER, OWN, SCALE, SIDES, faults_of_tensors
+from binarize_cli.packed.check import BITS, COUNTER, OWN, ROW_SCALE, SCALE, SIDES, faults_of_tensors
 from binarize_cli.packed.format import PackedFile
 from binarize_cli.packed.integer_accumulator import IntegerAccumulator
 from binarize_cli.packed.schema import Document, Row
+
+FLOATS = ("float16", "float32", "int8")  # int8 with a scale a row
 
 
 class PackedWeight(nn.Module):
@@ -78,7 +81,7 @@ def rebuild(file: PackedFile) -> nn.Module:
         tensors = {name: torch.from_numpy(array) for name, array in file.tensors.items()}
         rows = {row.name: row for row in document.layers if row.binary}
         replace_layers(net, rows, lambda name, module: _binary(module, rows[name], tensors, document))
-        rest = {name: tensor for name, tensor in tensors.items() if not name.endswith(OWN)}
+        rest = {name: _floats(name, tensors) for name in tensors if not name.endswith((*OWN, ROW_SCALE))}
         net.load_state_dict(rest, strict=False)  # `_faults` was strict; copies float16 into float32
     return net.eval()
 
@@ -92,6 +95,12 @@ def _fitting(file: PackedFile) -> Iterator[None]:
         hint = "The file is damaged, or the model has changed in this version of its library."
         what = f"does not fit the model {file.document.model.name}: {printable(str(error))[:1000]}"
         raise InputError(what, where=printable(str(file.path)), hint=hint) from None
+
+
+def _floats(name: str, tensors: dict[str, Tensor]) -> Tensor:
+    """The tensor of that name, as floats where it is int8 codes."""
+    scale = tensors.get(name + ROW_SCALE)
+    return tensors[name] if scale is None else from_int8(tensors[name], scale)
 
 
 def _architecture(document: Document, how: Callable[..., nn.Module]) -> nn.Module:
@@ -119,12 +128,12 @@ def _faults(net: nn.Module, document: Document, tensors: dict[str, np.ndarray]) 
             bias = f"{name}.bias"
             if f"{name}.input_threshold" in tensors and isinstance(module, nn.Linear):
                 expected.setdefault(bias, torch.empty(row.shape[0], device="meta"))
-    found = {name: tensor for name, tensor in tensors.items() if not name.endswith(OWN)}
+    found = {name: tensor for name, tensor in tensors.items() if not name.endswith((*OWN, ROW_SCALE))}
     yield from (f"{name}: is missing" for name in sorted(expected.keys() - found.keys()))
     yield from (f"{name}: the model has no such tensor" for name in sorted(found.keys() - expected.keys()))
     for name in sorted(expected.keys() & found.keys()):
         want, have = expected[name], found[name]
-        types = ("float16", "float32") if want.is_floating_point() else (str(want.dtype).split(".")[1],)
+        types = FLOATS if want.is_floating_point() else (str(want.dtype).removeprefix("torch."),)
         if tuple(want.shape) != have.shape or have.dtype.name not in types:
             yield f"{name}: {have.dtype} {list(have.shape)}, not {types[0]} {list(want.shape)}"
 

@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from binarize_cli.packed.recipe_defaults import resolved
+from binarize_cli.packed.recipe_defaults import RECIPE_DEFAULTS, resolved
 
 FORMAT = 2
 Overflow = Literal["saturate", "wrap"]
@@ -38,7 +38,10 @@ def _depth(value: Any) -> int:
 
 
 def _small(tree: dict) -> dict:
-    """A mapping of JSON values that is no deeper than a recipe."""
+    """A mapping of JSON values that is no deeper than a recipe, with sections where a recipe has them."""
+    for key, usual in RECIPE_DEFAULTS.items():
+        if isinstance(usual, dict) and not isinstance(tree.get(key, {}), dict):
+            raise ValueError(f"{key} is not a section")
     if _depth(tree) > 5:
         raise ValueError("is nested too deep for a recipe")
     _check_finite(tree)
@@ -136,7 +139,7 @@ class Row(Part):
     """Where the inputs (both factors of a matmul) are signs; one-sided: in calibration of one sign mostly."""
     shift: Annotated[int, Field(ge=0, le=8)] | None = None
     """Task bwaa: bits that a tile's sum loses before it is added."""
-    overflowed: Annotated[float, Field(ge=0, le=1)] | None = None
+    overflowed: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Task bwaa: the share of sums that overflowed when the network was scored."""
     why: Word = "default"
     macs: Count = 0

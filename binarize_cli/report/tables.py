@@ -47,6 +47,15 @@ def size_sentence(sizes: Mapping[str, int], float32_bytes: int, ratio: float, bi
     )
 
 
+def bound_sentence(smaller_than: Mapping[str, float], bound: int, over: float) -> str:
+    """How small the file is beside other types, and beside the least its tensors could take."""
+    times = ", ".join(f"{ratio:.1f} than {name}" for name, ratio in smaller_than.items())
+    return (
+        f"Times smaller: {times}. One bit a binary weight and the rest as it is would be {size(bound)}: "
+        f"the file takes {over:.2f} times that."
+    )
+
+
 def macs_sentence(macs: Mapping[str, int]) -> str:
     """What the layers multiply for one image. `macs`: binary, signs and float, counts."""
     words = {
