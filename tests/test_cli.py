@@ -257,7 +257,7 @@ def test_a_packed_file_that_has_no_accuracy_yet_can_still_be_inspected(bnnpp, em
 
 def test_eval_on_a_dataset_of_other_classes_is_refused(refused, tiny, finished):
     said = refused("eval", finished / "model.safetensors", "--data-dir", tiny)
-    assert str(tiny) in said and "3 classes are not the file's 10" in said
+    assert str(tiny) in said and "3 of its 3 classes are not among the file's 10" in said
 
 
 def test_eval_where_the_recorded_dataset_is_gone_says_how_to_name_one(bnnpp, refused, empty):

@@ -84,8 +84,8 @@ def main() -> None:
             typer.echo(error.format_message(), err=True)
             sys.exit(2)
         code = _tell(_usage(error))
-    except (KeyboardInterrupt, typer.Abort) as error:
-        code, on_all_ranks = getattr(error, "exit_code", 130), False
+    except (KeyboardInterrupt, typer.Abort):
+        code, on_all_ranks = 130, False
     except Exception as error:
         on_all_ranks = False
         if _is_out_of_memory(error):

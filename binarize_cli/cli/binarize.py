@@ -117,29 +117,31 @@ def run_job(command: str, flags: dict[str, Any]):
     check_weights(flags.get("weights"), flags.get("output"))
 
     with StopRequest(training=False) as stop:  # before torch is imported: until then a signal kills
-        from binarize_cli.models import hub, names
-
-        name = names.resolve(model)
-        flags["head"] = names.head_choice(flags.get("head", "auto"))
-        if flags.get("weights") is None and not no_pretrained:
-            hub.check_reachable(name)  # before seconds go by in importing torch
-
-        from binarize_cli.job import Job
-        from binarize_cli.pipeline import run_pipeline
-
-        flags["resume"] = flags.get("resume") or ("auto" if slurm.inside() else "never")
-        # In a job that was queued again, what would be overwritten is the job's own run.
-        flags["overwrite"] = flags.get("overwrite", False) and not slurm.restarted()
-        job = Job(command=command, model=name, recipe=chosen, pretrained=not no_pretrained, **flags)
         try:
+            from binarize_cli.models import hub, names
+
+            o.check_choice(flags.get("head", "auto"), names.HEAD_CHOICES, "--head")
+            name = names.resolve(model)
+            if flags.get("weights") is None and not no_pretrained:
+                hub.check_reachable(name)  # before seconds go by in importing torch
+
+            from binarize_cli.job import Job
+            from binarize_cli.pipeline import run_pipeline
+
+            flags["resume"] = flags.get("resume") or ("auto" if slurm.inside() else "never")
+            # In a job that was queued again, what would be overwritten is the job's own run.
+            flags["overwrite"] = flags.get("overwrite", False) and not slurm.restarted()
+            job = Job(command=command, model=name, recipe=chosen, pretrained=not no_pretrained, **flags)
             return run_pipeline(job, stop)
         except Interrupted as interrupted:
             _requeue(stop, interrupted.exit_code)
             ranks.barrier()  # the other ranks wait until that is done
             raise
-        except StoppedEarly as early:
+        except StoppedEarly as early:  # perhaps on this rank alone: nobody waits
             _requeue(stop, early.exit_code)
-            raise
+            interrupted = Interrupted("stopped before training began", exit_code=early.exit_code)
+            interrupted.on_all_ranks = False
+            raise interrupted from None
 
 
 def _requeue(stop, exit_code: int) -> None:

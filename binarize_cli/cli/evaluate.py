@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 from binarize_cli.cli import options as o
-from binarize_cli.console import result, show, warn
+from binarize_cli.console import result, say, show, warn
 from binarize_cli.errors import InputError, printable
 
 
@@ -19,28 +19,33 @@ def evaluate(
     workers: o.Workers = 2,
     cache_gb: o.CacheGb = 4.0,
     skip_unreadable: o.SkipUnreadable = False,
+    classes: o.ScoredClasses = "all",
     device: o.Device = "auto",
     as_json: o.Json = False,
 ) -> None:
     """Score a packed file: no model flag, no recipe, no network access.
 
-    Without --data-dir or --dataset, on the dataset that the file was made with.
+    Without --data-dir or --dataset, on the dataset that the file was made with. A dataset of some of the
+    file's classes is scored over all of them, or over its own with --classes present.
 
     bnnpp eval runs/digits_vit-bnn++-bw/model.safetensors
     """
+    from binarize_cli.data.datasets import check_dataset
     from binarize_cli.packed.format import read
 
+    o.check_choice(classes, o.SCORED_CLASSES, "--classes")
     packed = read(file)
-    source = _source(packed, dataset, data_dir)
-    classes = packed.document.model.classes
-    if list(source.classes) != classes:
-        what = f"its {len(source.classes)} classes are not the file's {len(classes)} ({_some(classes)})"
-        raise InputError(what, where=source.name, hint="Give the dataset that the file was made for.")
+    if dataset is not None or data_dir is not None:
+        check_dataset(dataset, data_dir)
+    images = _dataset(packed, dataset, data_dir)
+    known = packed.document.model.classes
+    _check_classes(images, known)
 
     from binarize_cli.data.decode import decode
     from binarize_cli.data.loaders import ScoreBatches
     from binarize_cli.device import find_device, place
     from binarize_cli.evaluation import measure, worst_confusions
+    from binarize_cli.models.heads import LogitsOf
     from binarize_cli.models.load import Preprocessing
     from binarize_cli.packed.runtime import rebuild
     from binarize_cli.report.confusion import sparse
@@ -48,16 +53,27 @@ def evaluate(
 
     where = find_device(device)
     net = place(rebuild(packed), where)
-    images = decode(source.val, skip_unreadable=skip_unreadable, limit_gb=cache_gb)
+    if classes == "present":
+        net = LogitsOf(net, [known.index(name) for name in images.classes])
+    else:
+        images = images.relabelled(known)
+    say(images.summary)
+    val = decode(images.val, skip_unreadable=skip_unreadable, limit_gb=cache_gb)
     preprocessing = Preprocessing.from_json(packed.document.preprocessing.model_dump())
-    batches = ScoreBatches(images, preprocessing, batch_size, workers=workers, device=where)
+    batches = ScoreBatches(val, preprocessing, batch_size, workers=workers, device=where)
     m = measure(net, batches, where)
     if not math.isfinite(m.loss):
         raise InputError("the network's outputs are not finite", where=printable(str(file)))
-    worst = worst_confusions(m, classes)
-    recorded = _recorded(packed, source, m)
+    worst = worst_confusions(m, images.classes)
+    recorded = _recorded(packed, images, m)
     if as_json:
-        account = {"file": str(file), "dataset": source.name, "recorded": recorded, "worst": worst}
+        account = {
+            "file": str(file),
+            "dataset": images.name,
+            "classes": len(images.classes),
+            "recorded": recorded,
+            "worst": worst,
+        }
         whole = m.to_json() | account | {"confusion": sparse(m.confusion)}
         result(json.dumps(whole, allow_nan=False))
         return
@@ -67,11 +83,13 @@ def evaluate(
         show(worst_table(worst))
 
 
-def _recorded(packed, source, found) -> dict | None:
+def _recorded(packed, images, found) -> dict | None:
     """The score that the file holds, if it is of the same images; a warning says so where it is another."""
     scored, data = packed.document.accuracy, packed.document.data
-    if scored is None or data.fingerprint != source.fingerprint or scored.images != found.images:
+    if scored is None or data.fingerprint != images.fingerprint or scored.images != found.images:
         return None
+    if len(images.classes) != len(packed.document.model.classes):
+        return None  # over fewer classes than the file's own score
     if scored.top1 != found.top1:
         warn(
             f"the file says top-1 {scored.top1:.2f} on these images, here it is {found.top1:.2f}: "
@@ -80,7 +98,18 @@ def _recorded(packed, source, found) -> dict | None:
     return scored.model_dump()
 
 
-def _source(packed, dataset: str | None, data_dir: Path | None):
+def _check_classes(images, known: list[str]) -> None:
+    """Say it where the dataset has some of the file's classes only. Raises InputError where it has others."""
+    unknown = [name for name in images.classes if name not in set(known)]
+    if unknown:
+        what = f"{len(unknown)} of its {len(images.classes)} classes are not among the file's {len(known)}"
+        hint = f"It has {_some(unknown)}; the file has {_some(known)}."
+        raise InputError(what, where=images.name, hint=hint)
+    if len(images.classes) < len(known):
+        warn(f"the dataset has {len(images.classes)} of the file's {len(known)} classes")
+
+
+def _dataset(packed, dataset: str | None, data_dir: Path | None):
     """The dataset that was asked for, else the one recorded in the file."""
     from binarize_cli.data.datasets import open_dataset, open_recorded
 

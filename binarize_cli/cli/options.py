@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -86,6 +87,16 @@ TeacherLogits = Annotated[
 ]
 SkipUnreadable = Annotated[bool, data("--skip-unreadable", help="Leave out images that cannot be decoded.")]
 
+SCORED_CLASSES = ("all", "present")
+ScoredClasses = Annotated[
+    str,
+    data(
+        "--classes",
+        help="Score over all classes of the file, or over those present in the dataset. Default: all.",
+        metavar="[all|present]",
+    ),
+]
+
 Output = Annotated[
     Path | None, run("--output", "-o", help="The run folder. Default: runs/<model>-<method>-<task>.")
 ]
@@ -108,6 +119,15 @@ ShowImages = Annotated[
     run("--show-images", help="Put images whose answer changed into the report, if their licence allows."),
 ]
 Overwrite = Annotated[bool, run("--overwrite", help="Replace what the run folder holds.")]
+
+
+def check_choice(text: str, choices: Sequence[str], flag: str) -> None:
+    """Raises InputError where a flag's word is none of its choices."""
+    from binarize_cli.errors import InputError, did_you_mean
+
+    if text not in choices:
+        hint = did_you_mean(text, choices, f"One of {', '.join(choices)}.")
+        raise InputError(f"no choice is named '{text}'", where=flag, hint=hint)
 
 
 def numbers(text: str | None, flag: str) -> list[float] | None:

@@ -21,6 +21,17 @@ def head_names(net: nn.Module) -> list[str]:
     return [name for name, module in net.named_modules() if _has_rows(module)][-1:]
 
 
+class LogitsOf(nn.Module):
+    """A classifier of some of the classes of `net`: its logits [N, C] -> the columns `rows` of them."""
+
+    def __init__(self, net: nn.Module, rows: Sequence[int]):
+        super().__init__()
+        self.net, self.rows = net, list(rows)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(images)[:, self.rows]
+
+
 def keep_rows(net: nn.Module, rows: Sequence[int]) -> None:
     """Keep those rows of every classifier layer, in that order: the logits become those columns, exactly."""
     index = torch.tensor(rows)

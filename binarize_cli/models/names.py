@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from binarize_cli.errors import InputError, closest, did_you_mean
+from binarize_cli.errors import InputError, closest
 from binarize_cli.files import expanded
 from binarize_cli.models.library_names import timm_names, timm_renamed, timm_tags, torchvision_names
 from binarize_cli.models.saved import SavedModel, read_saved
@@ -79,14 +79,6 @@ class ModelName:
     def own(self) -> bool:
         """Whether it is one of this package's models, which no hub holds."""
         return self.name in OWN
-
-
-def head_choice(text: str) -> HeadChoice:
-    """What is to become of the classifier head. Raises InputError for a word that is none of the choices."""
-    if text not in HEAD_CHOICES:
-        hint = did_you_mean(text, HEAD_CHOICES, f"One of {', '.join(HEAD_CHOICES)}.")
-        raise InputError(f"no choice is named '{text}'", where="--head", hint=hint)
-    return text
 
 
 def resolve(text: str) -> ModelName:

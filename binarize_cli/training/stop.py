@@ -78,8 +78,6 @@ class StopRequest:
 
     def _note(self, number: int, _frame: object) -> None:
         if not self.began:
-            if number != signal.SIGINT:
-                say(f"{signal.Signals(number).name}: training has not begun, and there is nothing to save")
             raise StoppedEarly(CTRL_C if number == signal.SIGINT else AGAIN)
         if number == signal.SIGINT and not self.training:
             raise KeyboardInterrupt
