@@ -203,7 +203,7 @@ def fine_tune(run: Run) -> None:
 
 
 def train_stage(run: Run, stage: Stage, train: Train, inputs_frozen: bool = False) -> None:
-    """Train one stage, logged; the network is left at its best epoch."""
+    """Train one stage, logged; the network is left at the epoch that `train.select` says."""
     trainer = Trainer(
         run.net,
         stage=stage,
@@ -215,12 +215,17 @@ def train_stage(run: Run, stage: Stage, train: Train, inputs_frozen: bool = Fals
         classes=run.model.num_classes,
         device=run.device,
         score=run.score,
+        score_held_out=run.score_held_out if run.batches.held_out else None,
         saving=Saving(run.folder.state(stage), run.stop, run.job.save_minutes),
         compile=run.job.compile,
     )
     before = run.rows
     rows = trainer.run(run.resumed, lambda rows: write_log(run.folder, before + rows))
-    run.rows = before + rows
+    run.rows, run.packed_epoch = before + rows, trainer.position.packed_epoch
+    if run.packed_epoch == 0 and train.epochs:
+        warn(
+            f"train.select {train.select}: no epoch is better than the network before training, which is kept"
+        )
 
 
 def write_log(folder: RunFolder, rows: list[EpochRow]) -> None:
@@ -232,7 +237,7 @@ def make_hard(run: Run) -> None:
     """Signs for latents, BatchNorm re-estimated where that helps, the rest rounded to what the file holds."""
     if run.binary:
         run.binary.harden()
-    if run.batches.held_out is not None and run.binary:  # of few images a rank may have no batch
+    if run.reestimates and run.binary:  # of few images a rank may have no batch
         batches = run.batches.train.epoch(0)
         run.batchnorm = reestimate_if_better(run.net, batches, run.device, run.score_held_out)
         say(str(run.batchnorm))
@@ -298,6 +303,7 @@ def report(run: Run, file: PackedFile, agreement: Agreement) -> dict:
         agreement=agreement,
         batchnorm=run.batchnorm,
         rows=run.rows,
+        packed_epoch=run.packed_epoch,
         seconds=time.perf_counter() - run.started,
         latents=run.latents,
         inputs=run.inputs,

@@ -186,6 +186,8 @@ class Train(Section):
     """Label smoothing."""
     ema: Share = 0.0
     """The decay of the moving average of the weights, which is what is scored and packed; 0 for none."""
+    select: Literal["last", "held-out", "val"] = "last"
+    """The epoch that is packed: the last, the best on images held out of training, or on those reported."""
     harden: Share = 0.1
     """The last share of the steps, in which F is sign."""
     reestimate_batchnorm: bool = True

@@ -56,6 +56,7 @@ class Run:
     binary: BinaryNetwork | None = None
     teacher: Teacher | None = None
     rows: list[EpochRow] = field(default_factory=list)
+    packed_epoch: int | None = None
     accuracy: dict[str, Measurement] = field(default_factory=dict)
     batchnorm: Reestimation | None = None
     latents: list[dict[str, Any]] = field(default_factory=list)
@@ -79,6 +80,11 @@ class Run:
     def _score(self, net: nn.Module, batches: ScoreBatches) -> Measurement:
         with computed_once(net):
             return measure(net, batches, self.device)
+
+    @property
+    def reestimates(self) -> bool:
+        """Whether BatchNorm is re-estimated after hardening, judged on the images that were set aside."""
+        return self.batches.held_out is not None and reestimates(self.net, self.recipe)
 
     def steps(self) -> int:
         """Return the optimizer's steps, over all stages."""
@@ -117,7 +123,7 @@ def set_up(job: Job, choice: Choice, stop: StopRequest) -> Run:
         recipe.train,
         augment,
         device,
-        set_aside=recipe.train.reestimate_batchnorm and has_batchnorm(model.net),
+        set_aside=reestimates(net, recipe) or recipe.train.select == "held-out",
         workers=job.workers,
         cache_gb=job.cache_gb,
         skip_unreadable=job.skip_unreadable,
@@ -139,6 +145,11 @@ def set_up(job: Job, choice: Choice, stop: StopRequest) -> Run:
         table=table,
         net=place(net, device),
     )
+
+
+def reestimates(net: nn.Module, recipe: Recipe) -> bool:
+    """Return whether the recipe asks for BatchNorm's statistics anew, and the network has any."""
+    return recipe.train.reestimate_batchnorm and has_batchnorm(net)
 
 
 def choose_layers(model: FloatModel, recipe: Recipe, method: Method) -> tuple[nn.Module, list[Layer]]:

@@ -234,6 +234,7 @@ def _fork_rank(number: int, world: int, port: int, function: Callable, folder: P
     except BnnppError as error:
         leave_with(error)
     except BaseException:
+        ranks.await_alarm()  # as the command does: it may be the echo of another rank's death
         traceback.print_exc()
     finally:
         sys.stderr.flush()

@@ -486,7 +486,7 @@ def test_no_epochs_is_a_run_too(bnnpp, empty):
     packed = bnnpp("binarize", "digits_resnet", "--method", "bc", *SHORT, "--epochs", 0).packed
     rows = list(csv.DictReader((packed.parent / "log.csv").open()))
     assert [row["epoch"] for row in rows] == ["0"]
-    assert json.loads((packed.parent / "report.json").read_text())["best_epoch"] == 0
+    assert json.loads((packed.parent / "report.json").read_text())["packed_epoch"] == 0
 
 
 def test_eval_prints_what_the_report_says(bnnpp, empty, finished):

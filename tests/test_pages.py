@@ -41,7 +41,7 @@ PAGES = {
 
 def untrained() -> dict:
     scores = a_document(["a", "b", "c"])["accuracy"]
-    changes = {"accuracy": {**scores, "float": None, "soft": None}, "epochs": [], "best_epoch": None}
+    changes = {"accuracy": {**scores, "float": None, "soft": None}, "epochs": [], "packed_epoch": None}
     return a_document(["a", "b", "c"], method="ptq") | changes
 
 

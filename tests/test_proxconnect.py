@@ -10,6 +10,7 @@ from torch import nn
 from binarize_cli.binarize.phase import Moment
 from binarize_cli.binarize.prepare import quantizers
 from binarize_cli.binarize.quantizer import WeightQuantizer
+from binarize_cli.binarize.updates import update_rule
 from binarize_cli.binarize.weights import LatentWeight
 from binarize_cli.errors import InputError
 from binarize_cli.quantizers import functions as q
@@ -20,7 +21,6 @@ from binarize_cli.quantizers.methods import METHODS, with_parts
 from binarize_cli.quantizers.parts import MAPS, TRANSFORMS, Transform, autograd_slope
 from binarize_cli.quantizers.schedules import Schedule, constant
 from binarize_cli.recipe import Quantizer, Recipe
-from binarize_cli.training.updates import update_rule
 
 X = np.linspace(-4, 4, 1601)
 

@@ -88,7 +88,7 @@ def a_document(classes: list[str], blocks: int = 12, epochs: int = 30, **changes
         },
         "agreement": {"images": 64, "largest_difference": 0.0, "equal": True},
         "batchnorm": {"reestimated": True, "held_out_top1_before": 93.06, "held_out_top1_after": 94.44},
-        "best_epoch": epochs,
+        "packed_epoch": epochs,
         "epochs": [epoch(0, "float"), epoch(1, "float"), *map(epoch, range(epochs + 1))],
         "layers": [
             layer("patch_embed.proj", 16),
@@ -186,7 +186,7 @@ def test_page_escapes_names():
 def test_page_without_training():
     """ptq from random weights: no float model, no soft network, no epochs; BatchNorm absent."""
     accuracy = {"float": None, "soft": None, "hard": scored(11, 2.3), "packed": scored(11, 2.3)}
-    nothing = {"epochs": [], "best_epoch": None, "batchnorm": None, "worst": []}
+    nothing = {"epochs": [], "packed_epoch": None, "batchnorm": None, "worst": []}
     page = render(a_document(["a", "b", "c"], blocks=1, method="ptq", accuracy=accuracy) | nothing)
     assert page.count("class='chart'") == 2, "sizes, and F alone: ptq has no B, and there were no epochs"
     assert "soft network" not in page and "float model" not in page

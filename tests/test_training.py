@@ -335,7 +335,8 @@ def test_the_network_is_left_at_its_best_hard_epoch_and_of_equals_at_the_later(m
         kept.append(net.layer1[0].conv1.source.latent.detach().clone())
         return make_scored(hard[number] if calls[-1] else 99.0 - number)
 
-    fine_tuning = make_trainer(tmp_path, images=8, epochs=3, harden=0.0, warmup=0.0, score=score)
+    setting = {"images": 8, "epochs": 3, "harden": 0.0, "warmup": 0.0, "select": "val"}
+    fine_tuning = make_trainer(tmp_path, score=score, **setting)
     rows = fine_tuning.run()
     assert calls == [False, True] * 4
     assert [row.hard_top1 for row in rows] == hard and [row.soft_top1 for row in rows] == [99, 98, 97, 96]

@@ -6,11 +6,13 @@ like any network; `move_to` and `harden` take it from float-like to signs.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from binarize_cli.binarize.batchnorm import has_batchnorm, reestimate
 from binarize_cli.binarize.blocks import rewrite_architecture
@@ -20,6 +22,7 @@ from binarize_cli.binarize.layers import PAD_VALUES
 from binarize_cli.binarize.phase import Phase, set_phase
 from binarize_cli.binarize.quantizer import ActivationQuantizer, WeightQuantizer
 from binarize_cli.binarize.select import Layer, count_macs, select
+from binarize_cli.binarize.updates import update_rule
 from binarize_cli.quantizers.scales import SCALES
 from binarize_cli.recipe import (
     Recipe,
@@ -59,10 +62,17 @@ class BinaryNetwork:
         """Make F sign from now on. Training may go on: it is the hardening phase then."""
         self.enter(self.phase.hardened())
 
-    def freeze(self) -> nn.Module:
-        """Replace latents by signs and scales, rounded to what the packed file holds; training is over."""
-        self.harden()
-        return harden(self.net, getattr(torch, self.recipe.pack.float_dtype))
+    def step(self, optimizer: Optimizer) -> None:
+        """Take the optimizer's step, with the proximal maps that the methods `pq` and `rpc` put around it."""
+        with update_rule(self.net):
+            optimizer.step()
+
+    def frozen(self) -> nn.Module:
+        """Return a copy of signs and scales, rounded to what a packed file holds: the network that ships."""
+        net = copy.deepcopy(self.net).eval()
+        set_phase(net, self.phase.hardened())
+        hard = harden(net, getattr(torch, self.recipe.pack.float_dtype))
+        return hard.to(memory_format=torch.channels_last)  # as a packed file is loaded: the same to the bit
 
 
 def rewrite_and_choose(

@@ -35,6 +35,10 @@ def evaluate(
 
     o.check_choice(classes, o.SCORED_CLASSES, "--classes")
     packed = read(file)
+    if packed.document.model.source == "caller":
+        what = f"holds a network of the caller's own ({packed.document.model.name}): it has no model to build"
+        hint = "Score it in Python: net = bnnpp.load_into(YOUR_MODULE, FILE)."
+        raise InputError(what, where=printable(str(file)), hint=hint)
     if dataset is not None or data_dir is not None:
         check_dataset(dataset, data_dir)
     images = _dataset(packed, dataset, data_dir)

@@ -49,6 +49,9 @@ def open_batches(
     split = decode(dataset.train, skip_unreadable=skip_unreadable, limit_gb=cache_gb)
     val = decode(dataset.val, skip_unreadable=skip_unreadable, limit_gb=cache_gb)
     held_out = None
+    if train.select == "held-out" and not train.hold_out:
+        hint = "Set train.hold_out to the share of training images to set aside."
+        raise InputError("held-out needs images that are held out", where="train.select", hint=hint)
     if set_aside and train.hold_out:
         split, aside = hold_out(split, train.hold_out, train.seed)
         if not len(split):

@@ -93,6 +93,18 @@ def score_transform(preprocessing: Preprocessing) -> Transform:
     return Transform(transforms.Compose(steps), _Normalize(preprocessing))
 
 
+class ImageTransform:
+    """From images of PIL to a network's input, as the network is scored: [N, C, H, W], float32."""
+
+    def __init__(self, preprocessing: Preprocessing):
+        self.preprocessing, self._steps = preprocessing, score_transform(preprocessing)
+
+    def __call__(self, images: Image.Image | Sequence[Image.Image]) -> Tensor:
+        """Return the input for one image (N is 1) or several."""
+        several = [images] if isinstance(images, Image.Image) else images
+        return self._steps.batch(torch.stack([self._steps.image(image) for image in several]))
+
+
 def _pad_crop(preprocessing: Preprocessing) -> list:
     """CIFAR's crop, for images of the input's size (others are resized to it)."""
     size = preprocessing.input_size[-2:]

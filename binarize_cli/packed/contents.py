@@ -64,8 +64,8 @@ def contents(file: PackedFile) -> dict[str, Any]:
         "bound": bound,
         "over_bound": round(file.total_bytes / bound, 3),
         "accuracy": document.accuracy and document.accuracy.model_dump(),
-        "data": document.data.name,
-        "fingerprint": document.data.fingerprint,
+        "data": document.data.name if document.data else "-",
+        "fingerprint": document.data.fingerprint if document.data else None,
         "recipe": document.full_recipe,
         "provenance": {**document.provenance.model_dump(), "seed": document.full_recipe["train"]["seed"]},
     }

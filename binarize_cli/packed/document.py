@@ -55,6 +55,24 @@ def packed_document(
     return validated(tree, "the packed file")
 
 
+def document_of_caller(
+    name: str, classes: Sequence[str], recipe: Recipe, table: Sequence[Layer], device: torch.device
+) -> Document:
+    """Return the document of a network that is the caller's own: `name` is that of its class."""
+    rows = [row_of(layer) for row in table if is_row(layer := row.to_json())]
+    tree = {
+        "format": FORMAT,
+        "model": {"source": "caller", "name": name, "classes": list(classes)},
+        "method": recipe.method,
+        "task": recipe.task,
+        "inputs": _inputs(recipe) if any("input" in row for row in rows) else None,
+        "layers": rows,
+        "recipe": differences(recipe.model_dump(mode="json")),
+        "provenance": {**versions(device), "precision": "-", "steps": 0, "weights": "the caller's"},
+    }
+    return validated(tree, "the packed file")
+
+
 def _inputs(recipe: Recipe) -> dict[str, Any]:
     """What of the recipe the arithmetic of binary inputs depends on."""
     made = recipe.activation
@@ -75,14 +93,21 @@ def _as_json(tree: dict[str, Any]) -> dict[str, Any]:
 def provenance(model: FloatModel, recipe: Recipe, device: torch.device, steps: int) -> dict[str, Any]:
     """Return versions, device, precision, steps and float weights: what made the numbers."""
     return {
+        **versions(device),
+        "precision": precision(recipe.train.amp, device),
+        "steps": steps,
+        "weights": model.weights,
+        "weights_sha256": model.weights_sha256,
+    }
+
+
+def versions(device: torch.device) -> dict[str, str]:
+    """Return the versions of what computes, and the device."""
+    return {
         "bnnpp": __version__,
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "timm": timm.__version__,
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "precision": precision(recipe.train.amp, device),
-        "steps": steps,
-        "weights": model.weights,
-        "weights_sha256": model.weights_sha256,
     }

@@ -71,19 +71,45 @@ def rebuild(file: PackedFile) -> nn.Module:
     has its row.
     """
     document = file.document
+    if document.model.source == "caller":
+        what = f"holds a network of the caller's own, {document.model.name}, which bnnpp cannot build"
+        hint = "Load it in Python: bnnpp.load_into(YOUR_MODULE, FILE)."
+        raise InputError(what, where=printable(str(file.path)), hint=hint)
     with _fitting(file):
         faults = faults_of_tensors(document, file.tensors)
-        faults = faults or list(_faults(_architecture(document, build_skeleton), document, file.tensors))
-        if faults:
-            more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
-            raise ValueError("; ".join(faults[:3]) + more)
+        _refuse(faults or list(_faults(_architecture(document, build_skeleton), document, file.tensors)))
         net = _architecture(document, build)
+    return rebuild_into(net, file)
+
+
+def rebuild_into(net: nn.Module, file: PackedFile) -> nn.Module:
+    """Return a network, already rewritten as the run rewrote it, with the layers and tensors of the file.
+
+    In place, in eval mode. Raises InputError where file and network disagree.
+    """
+    document = file.document
+    with _fitting(file):
+        _refuse(list(_faults(net, document, file.tensors)))
         tensors = {name: torch.from_numpy(array) for name, array in file.tensors.items()}
         rows = {row.name: row for row in document.layers if row.binary}
         replace_layers(net, rows, lambda name, module: _binary(module, rows[name], tensors, document))
         rest = {name: _floats(name, tensors) for name in tensors if not name.endswith((*OWN, ROW_SCALE))}
         net.load_state_dict(rest, strict=False)  # `_faults` was strict; copies float16 into float32
     return net.eval()
+
+
+def load_packed_into(net: nn.Module, file: PackedFile) -> nn.Module:
+    """Return a float network of the caller's, in place, with the binary layers and all tensors of the file.
+
+    Raises InputError where file and network disagree; the network may have been rewritten by then.
+    """
+    return rebuild_into(_rewritten(net, file.document), file)
+
+
+def _refuse(faults: list[str]) -> None:
+    if faults:
+        more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise ValueError("; ".join(faults[:3]) + more)
 
 
 @contextmanager
@@ -105,8 +131,13 @@ def _floats(name: str, tensors: dict[str, Tensor]) -> Tensor:
 
 def _architecture(document: Document, how: Callable[..., nn.Module]) -> nn.Module:
     """The network with its layers still float, built by `build` or `build_skeleton`."""
-    model, made = document.model, document.inputs
-    net = how(model.source, model.name, model.num_classes, **model.builder_kwargs)
+    model = document.model
+    return _rewritten(how(model.source, model.name, model.num_classes, **model.builder_kwargs), document)
+
+
+def _rewritten(net: nn.Module, document: Document) -> nn.Module:
+    """The network rewritten as the run rewrote it, its layers still float."""
+    made = document.inputs
     if made is None:
         return rewrite_architecture(net, "bw", "keep", "float")
     return rewrite_architecture(net, document.task, made.blocks, made.attention)

@@ -81,7 +81,8 @@ class BuilderKwargs(Part):
 class Model(Part):
     """Which architecture, by its name in its library, and the classes that its logits stand for."""
 
-    source: Literal["timm", "torchvision"]
+    source: Literal["timm", "torchvision", "caller"]
+    """caller: a network that no model library knows; whoever loads the file brings it."""
     name: ModelName
     classes: Annotated[list[Text], Field(min_length=1, max_length=2**20)]
     kwargs: BuilderKwargs = BuilderKwargs()
@@ -204,7 +205,8 @@ class Document(Part):
     sha256: Sha256 = "0" * 64
     """Of the document and the tensors: see `format.checksum`."""
     model: Model
-    preprocessing: InputTransform
+    preprocessing: InputTransform | None = None
+    """Left out only where the model is the caller's."""
     method: Word
     task: Literal["bw", "bwa", "bwaa"]
     inputs: BinaryInputs | None = None
@@ -212,7 +214,8 @@ class Document(Part):
     recipe: Annotated[dict[str, Any], AfterValidator(_small)] = {}
     """What of the resolved recipe differs from `recipe_defaults`."""
     accuracy: Score | None = None
-    data: Data
+    data: Data | None = None
+    """Left out only where the model is the caller's."""
     provenance: Provenance
 
     @property
@@ -226,6 +229,8 @@ class Document(Part):
 
     @model_validator(mode="after")
     def _whole(self) -> Document:
+        if self.model.source != "caller" and (self.preprocessing is None or self.data is None):
+            raise ValueError("preprocessing and data: must be there, unless the model is the caller's")
         names = [row.name for row in self.layers]
         if len(set(names)) < len(names):
             raise ValueError("layers: two rows have one name")

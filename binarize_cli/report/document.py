@@ -25,15 +25,17 @@ def report_document(
     agreement: Agreement,
     batchnorm: Reestimation | None,
     rows: Sequence[EpochRow],
+    packed_epoch: int | None,
     seconds: float,
     latents: Sequence[Mapping[str, Any]] = (),
     inputs: Sequence[Mapping[str, Any]] = (),
     changed: Sequence[Mapping[str, str]] = (),
 ) -> dict[str, Any]:
-    """Return the document.
+    """Return the document of a run.
 
     `account` is what `packed.contents` says of the file; `accuracy` has float, soft, hard and packed;
-    `latents` and `inputs` are those of `binarize.distributions`, `changed` those of `changed_images`.
+    `packed_epoch` is None if nothing was trained; `latents` and `inputs` are those of
+    `binarize.distributions`, `changed` those of `changed_images`.
     """
     packed = accuracy["packed"]
     epochs = [row.to_json() for row in rows]
@@ -59,7 +61,8 @@ def report_document(
         },
         "agreement": agreement.to_json(),
         "batchnorm": batchnorm.to_json() if batchnorm else None,
-        "best_epoch": best_epoch(rows),
+        "packed_epoch": packed_epoch,
+        "selection": account["recipe"]["train"]["select"],
         "epochs": [{key: value for key, value in row.items() if key != "layer_flips"} for row in epochs],
         "flips": layer_flips(epochs, [row["name"] for row in latents]),
         "latents": list(latents),
@@ -85,9 +88,3 @@ def layer_flips(epochs: Sequence[Mapping[str, Any]], layers: Sequence[str]) -> d
         return None
     shares = [list(column) for column in zip(*(row["layer_flips"] for row in last), strict=True)]
     return {"layers": list(layers), "first_epoch": last[0]["epoch"], "shares": shares}
-
-
-def best_epoch(rows: Sequence[EpochRow]) -> int | None:
-    """The epoch that was kept: the best hard top-1 of the last stage, of equals the later one."""
-    last = [row for row in rows if row.stage == rows[-1].stage]
-    return max(last, key=lambda row: (row.hard_top1, row.epoch)).epoch if last else None

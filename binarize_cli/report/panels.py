@@ -51,7 +51,7 @@ def training(document: Mapping[str, Any]) -> list[Chart]:
         return []
     twofold = any(row["soft_top1"] != row["hard_top1"] for row in rows)  # otherwise F is sign throughout
     charts = [
-        _top1(rows, twofold, document["accuracy"].get("float"), document["best_epoch"]),
+        _top1(rows, twofold, document["accuracy"].get("float"), document["packed_epoch"]),
         _losses(rows, twofold),
         _schedule(rows),
     ]

@@ -30,7 +30,7 @@ def trim(document: Mapping[str, Any]) -> dict[str, Any]:
     - `accuracy`: of the networks `float`, `soft`, `hard` and `packed` each `top1`, `top5` (per cent) and
       `loss`, or null if it was not scored
     - `bytes` (of the packed file), `float32_bytes`, `binary_weights`
-    - `epochs` (trained, in all stages), `best_epoch`, `seconds` (of the whole run)
+    - `epochs` (trained, in all stages), `packed_epoch`, `seconds` (of the whole run)
     - `flips`: the share of signs that changed from epoch to epoch, added up; null without training
     - `curve`: `epoch`, `soft` and `hard` (top-1) of the last stage, lists of one length
     - `provenance`: versions, device, precision, steps, weights
@@ -64,7 +64,7 @@ def trim(document: Mapping[str, Any]) -> dict[str, Any]:
         "float32_bytes": document["float32_bytes"],
         "binary_weights": document["binary_weights"],
         "epochs": sum(row["epoch"] > 0 for row in rows),
-        "best_epoch": document["best_epoch"],
+        "packed_epoch": document["packed_epoch"],
         "seconds": facts.pop("seconds"),
         "flips": round(sum(flips), 6) if flips else None,
         "curve": {

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from binarize_cli.binarize.phase import Phase
 from binarize_cli.binarize.quantizer import WeightQuantizer
+from binarize_cli.binarize.updates import update_rule
 from binarize_cli.binarize.weights import LatentWeight
 from binarize_cli.quantizers.functions import sign
 from binarize_cli.quantizers.methods import find_method
 from binarize_cli.quantizers.scales import SCALES
-from binarize_cli.training.updates import update_rule
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,8 @@ class Position:
     loss: float = 0.0  # summed over the epoch's steps
     seconds: float = 0.0
     best: float = -1.0
+    packed_epoch: int = 0
+    """The epoch that is kept so far."""
 
 
 @dataclass
@@ -62,10 +64,10 @@ class Saving:
 
 
 class Trainer:
-    """Fine-tunes `net` in place for `train.epochs` epochs and leaves it at its best epoch.
+    """Fine-tunes `net` in place for `train.epochs` epochs and leaves it at the one that `train.select` says.
 
-    `binary` is what the network belongs to, None for a float one; `score(net)` measures a network on the
-    validation images.
+    `binary` is what the network belongs to, None for a float one. `score(net)` measures a network on the
+    validation images, `score_held_out(net)` on training images that were set aside.
     """
 
     def __init__(
@@ -81,12 +83,14 @@ class Trainer:
         classes: int,
         device: torch.device,
         score: Callable[[nn.Module], Measurement],
+        score_held_out: Callable[[nn.Module], Measurement] | None = None,
         saving: Saving,
         compile: bool = False,
     ):
         self.net, self.stage, self.binary = net, stage, binary
         self.batches, self.train, self.device = batches, train, device
         self.score, self.saving = score, saving
+        self.score_held_out = score_held_out or score
         self.steps = train.epochs * len(batches)
         self.step = Step(
             net,
@@ -100,7 +104,7 @@ class Trainer:
         )
         self.flips = FlipCounter(net)
         self.position = Position()
-        self.best: dict[str, Tensor] = {}  # the state dict of the best epoch, on the CPU
+        self.best: dict[str, Tensor] = {}  # the state dict of the best epoch, on the CPU; empty for the last
         self.saved = time.monotonic()
         self.rows: list[EpochRow] = []
 
@@ -122,11 +126,13 @@ class Trainer:
             while self.position.epoch < self.train.epochs:
                 self._epoch(display)
                 self._finish_epoch(self.position.epoch + 1, display)
-                self.position = Position(epoch=self.position.epoch + 1, best=self.position.best)
+                self.position = replace(
+                    self.position, epoch=self.position.epoch + 1, step=0, loss=0.0, seconds=0.0
+                )
                 on_epoch(self.rows)
                 self._save()
                 self._leave_if(self._stop_code())
-        self._load_best()
+        self._settle()
         return self.rows
 
     def _epoch(self, display: Display) -> None:
@@ -184,12 +190,12 @@ class Trainer:
         )
 
     def _finish_epoch(self, number: int, display: Display) -> None:
-        """Score, keep the network if its signs are the best so far, and note the row."""
+        """Score, note the row, and keep the network if it is the best so far and that counts."""
         net = self.step.eval_net
         ranks.broadcast(net.buffers())  # BatchNorm's may differ: every rank has seen its own images
         soft = hard = self.score(net)
         if self.binary and not self._hard():
-            hard = self._score_in(self.binary.phase.hardened(), self.binary.phase)
+            hard = self._hard_score(self.score)
         steps = self.position.step
         flips = self.flips.count() if steps else None
         row = EpochRow(
@@ -212,15 +218,23 @@ class Trainer:
         )
         self.rows.append(row)
         display.epoch(row, self.train.epochs)
+        if self.train.select == "last":
+            self.position.packed_epoch = number
+            return
+        if self.train.select == "held-out":
+            hard = self._hard_score(self.score_held_out)
         if hard.top1 >= self.position.best:  # of equals the later one, which is the harder
-            self.position.best = hard.top1
+            self.position.best, self.position.packed_epoch = hard.top1, number
             self.best = {k: v.detach().cpu().clone() for k, v in net.state_dict().items()}
 
-    def _score_in(self, phase: Phase, present: Phase) -> Measurement:
-        """Score the network in another phase than the present one."""
-        self.step.enter(phase)
+    def _hard_score(self, score: Callable[[nn.Module], Measurement]) -> Measurement:
+        """Score the network of signs, whatever the present phase."""
+        if self.binary is None or self._hard():
+            return score(self.step.eval_net)
+        present = self.binary.phase
+        self.step.enter(present.hardened())
         try:
-            return self.score(self.step.eval_net)
+            return score(self.step.eval_net)
         finally:
             self.step.enter(present)
 
@@ -272,8 +286,9 @@ class Trainer:
         if self.global_step:  # the last step may have been the last of an epoch, to be scored yet
             self.step.advance(self.global_step - 1)
 
-    def _load_best(self) -> None:
-        self.step.parallel.load_state_dict(self.best)
+    def _settle(self) -> None:
+        """Leave the network at the selected epoch, with its schedules run through."""
+        self.step.parallel.load_state_dict(self.best or self.step.eval_net.state_dict())
         if self.binary:
             last = self.step.phases.at(max(self.steps - 1, 0)) if self.steps else self.step.phases.start()
             self.step.enter(_at_end(last))

@@ -14,6 +14,7 @@ from binarize_cli import ranks
 from binarize_cli.binarize.convert import latent_weights
 from binarize_cli.binarize.phase import Phase, set_phase
 from binarize_cli.binarize.prepare import BinaryNetwork
+from binarize_cli.binarize.updates import update_rule
 from binarize_cli.device import autocast_type, compiled
 from binarize_cli.recipe import Train
 from binarize_cli.training.divergence import diverged
@@ -21,7 +22,6 @@ from binarize_cli.training.objective import Objective
 from binarize_cli.training.optimizer import make_optimizer, make_scheduler
 from binarize_cli.training.parallel import DataParallel, mean_over_ranks
 from binarize_cli.training.phases import PhasePlan
-from binarize_cli.training.updates import update_rule
 
 Batch = tuple[Tensor, Tensor]  # images [M, C, H, W] and targets [M] of a micro-batch
 
