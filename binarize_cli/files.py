@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import IO, Any, BinaryIO, Literal
 
 from binarize_cli import ranks
 from binarize_cli.errors import InputError
@@ -218,7 +218,7 @@ def _sweep(folder: Path) -> None:
             file.unlink(missing_ok=True)
 
 
-def _locked(file: BinaryIO) -> bool:
+def _locked(file: IO[Any]) -> bool:
     """Lock an open file, unless another process has. A file system without locks lets everyone in."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

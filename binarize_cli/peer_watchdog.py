@@ -70,7 +70,7 @@ def _watch(rank: int, world: int) -> None:
             ready.register(line, selectors.EVENT_READ, other)
         while ready.get_map():
             for key, _ in ready.select():
-                word = _read(key.fileobj)
+                word = _read(_lines[key.data])
                 if word == GOODBYE:
                     ready.unregister(key.fileobj)
                 elif word == END:

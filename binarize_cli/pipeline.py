@@ -127,7 +127,7 @@ def float_reference(run: Run) -> None:
     teaches = bool((distill.weight or distill.blocks) and run.method.binary)
     if teaches or run.job.show_images:
         run.float_net = copy.deepcopy(run.net)
-    if teaches:
+    if teaches and run.float_net:
         run.teacher = Teacher(run.float_net, logit_cache(run))
 
 
@@ -282,6 +282,7 @@ def ship(run: Run) -> tuple[PackedFile, Agreement]:
 def changed(run: Run, loaded: torch.nn.Module) -> list[dict[str, str]]:
     """Return images whose answer changed, among those that this rank scores."""
     classes, preprocessing = run.dataset.classes, run.model.preprocessing
+    assert run.float_net, "kept when images are to be shown"
     return changed_images(run.float_net, loaded, run.batches.val, classes, preprocessing, run.device)
 
 

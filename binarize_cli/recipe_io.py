@@ -109,11 +109,12 @@ def _shown(value: Any) -> str:
 
 def _keys(path: tuple) -> list[str]:
     """The known keys of a section of the recipe."""
-    section = Recipe
+    section: type[Section] = Recipe
     for part in path:
-        section = getattr(section.model_fields.get(part), "annotation", None)
-        if not (isinstance(section, type) and issubclass(section, Section)):
+        inner = getattr(section.model_fields.get(part), "annotation", None)
+        if not (isinstance(inner, type) and issubclass(inner, Section)):
             return list(Span.model_fields)
+        section = inner
     return list(section.model_fields)
 
 
@@ -130,7 +131,7 @@ class _Loader(yaml.SafeLoader):
             raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read here", mark)
         return super().compose_node(parent, index)
 
-    def construct_scalar(self, node: yaml.Node) -> Any:
+    def construct_scalar(self, node: Any) -> Any:
         """yaml's own, but for text that no file can hold."""
         value = super().construct_scalar(node)
         if isinstance(value, str) and not value.isascii() and re.search("[\ud800-\udfff]", value):

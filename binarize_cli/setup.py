@@ -109,7 +109,9 @@ def set_up(job: Job, choice: Choice, stop: StopRequest) -> Run:
         )
     model.preprocessing = model.preprocessing.overridden(job.recipe.preprocess)
     head = adapt_head(model, dataset.classes, job.head)
-    dataset = dataset.relabelled(model.classes)  # --head keep: the model may know more classes
+    dataset = dataset.relabelled(
+        model.classes or dataset.classes
+    )  # --head keep: the model may know more classes
     method = effective_method(job.recipe)
     net, table = choose_layers(model, job.recipe, method)
     if method.binary and job.recipe.distill.blocks and not block_names(net):

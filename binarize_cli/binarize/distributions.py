@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ def input_distributions(net: nn.Module, images: Tensor) -> list[dict[str, Any]]:
     """
     rows: dict[str, dict[str, Any]] = {}
 
-    def hook(name: str):
+    def hook(name: str) -> Callable[[SignInput, tuple[Tensor, ...]], None]:
         def look(module: SignInput, args: tuple[Tensor, ...]) -> None:
             off = above(args[0], module.threshold, module.axes).float()
             plus = float((off >= 0).float().mean())

@@ -28,7 +28,7 @@ from binarize_cli.files import claimed_folder, shortened
 try:  # newer versions of typer carry their own copy of click
     from typer._click.exceptions import UsageError
 except ImportError:
-    from click import UsageError
+    from click import UsageError  # type: ignore[assignment]  # the same class in an older typer
 
 app = typer.Typer(
     help="Turn a pretrained image classifier into a 1-bit network: a bit-packed file and a report on it.",
@@ -138,7 +138,7 @@ def _tell(error: BnnppError) -> int:
     return error.exit_code
 
 
-def _usage(error: Exception) -> InputError:
+def _usage(error: UsageError) -> InputError:
     """A usage error in the form of all others: what, where, what to try (in our words, not click's)."""
     context = error.ctx
     where = context.command_path if context else "bnnpp"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich import box
@@ -92,7 +92,7 @@ def train(
 @app.command()
 def score(
     files: Annotated[list[Path], typer.Argument(help="Packed files, of any task.", metavar="FILE...")],
-    batch_size: o.BatchSize = 64,
+    batch_size: o.ScoreBatchSize = 64,
     rounds: Annotated[int, typer.Option("--rounds", help="Batches of each to measure.", min=1)] = 20,
     device: o.Device = "auto",
     as_json: o.Json = False,
@@ -115,7 +115,7 @@ def score(
         stdout().print(_speeds_table(rows))
 
 
-def _ratios(float_cost, cost) -> dict[str, float | None]:
+def _ratios(float_cost: Any, cost: Any) -> dict[str, float | None]:
     known = float_cost.memory and cost.memory
     return {"time": cost.step / float_cost.step, "memory": cost.memory / float_cost.memory if known else None}
 

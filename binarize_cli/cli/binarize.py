@@ -15,6 +15,7 @@ from binarize_cli import ranks, slurm
 from binarize_cli.cli import options as o
 from binarize_cli.console import result
 from binarize_cli.errors import InputError, Interrupted
+from binarize_cli.files import RunFolder
 
 RECIPE_FLAGS = {
     "method": "method",
@@ -92,7 +93,7 @@ def flags_of(words: Sequence[str]) -> dict[str, Any]:
     return app(list(words), standalone_mode=False)
 
 
-def run_job(command: str, flags: dict[str, Any]):
+def run_job(command: str, flags: dict[str, Any]) -> tuple[RunFolder, dict[str, Any]]:
     """Run the job that flags of `bnnpp binarize` ask for, by their names; return its folder and report.
 
     Under SLURM a job that is stopped is queued again. Raises all that the pipeline raises.
@@ -144,7 +145,7 @@ def run_job(command: str, flags: dict[str, Any]):
             raise interrupted from None
 
 
-def _requeue(stop, exit_code: int) -> None:
+def _requeue(stop: Any, exit_code: int) -> None:
     """Queue a SLURM job again, unless it was Ctrl-C."""
     if slurm.inside() or ranks.world() > 1:
         stop.leaving()
@@ -152,7 +153,7 @@ def _requeue(stop, exit_code: int) -> None:
         slurm.requeue()
 
 
-def recipe_from_flags(name: str | None, flags: dict[str, Any], pairs: list[str]):
+def recipe_from_flags(name: str | None, flags: dict[str, Any], pairs: list[str]) -> Any:
     """Return the recipe of that name, or the task's default, with flags and `--set` applied, validated."""
     from binarize_cli import recipe_io
 

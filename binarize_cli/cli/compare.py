@@ -118,7 +118,7 @@ def _refuse_with_from(given: dict[str, str | None], context: typer.Context) -> N
         raise InputError(what, hint="Leave one of them out.")
 
 
-def _tell(runs: list[Any], folder: Path, error: str, as_json: bool) -> None:
+def _tell(runs: list[Any], folder: Path, error: Any, as_json: bool) -> None:
     """Write the comparison, and print it."""
     from functools import partial
 

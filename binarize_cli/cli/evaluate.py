@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 from binarize_cli.cli import options as o
 from binarize_cli.console import result, say, show, warn
@@ -15,8 +16,8 @@ def evaluate(
     file: o.PackedFile,
     data_dir: o.DataDir = None,
     dataset: o.Dataset = None,
-    batch_size: o.BatchSize = 64,
-    workers: o.Workers = 2,
+    batch_size: o.ScoreBatchSize = 64,
+    workers: o.ScoreWorkers = 2,
     cache_gb: o.CacheGb = 4.0,
     skip_unreadable: o.SkipUnreadable = False,
     classes: o.ScoredClasses = "all",
@@ -87,8 +88,8 @@ def evaluate(
         show(worst_table(worst))
 
 
-def _recorded(packed, images, found) -> dict | None:
-    """The score that the file holds, if it is of the same images; a warning says so where it is another."""
+def _recorded(packed: Any, images: Any, found: Any) -> dict[str, Any] | None:
+    """Return the score that the file holds, if it is of the same images; warn if it is another."""
     scored, data = packed.document.accuracy, packed.document.data
     if scored is None or data.fingerprint != images.fingerprint or scored.images != found.images:
         return None
@@ -102,8 +103,8 @@ def _recorded(packed, images, found) -> dict | None:
     return scored.model_dump()
 
 
-def _check_classes(images, known: list[str]) -> None:
-    """Say it where the dataset has some of the file's classes only. Raises InputError where it has others."""
+def _check_classes(images: Any, known: list[str]) -> None:
+    """Warn if the dataset has only some of the file's classes. Raises InputError if it has others."""
     unknown = [name for name in images.classes if name not in set(known)]
     if unknown:
         what = f"{len(unknown)} of its {len(images.classes)} classes are not among the file's {len(known)}"
@@ -113,8 +114,8 @@ def _check_classes(images, known: list[str]) -> None:
         warn(f"the dataset has {len(images.classes)} of the file's {len(known)} classes")
 
 
-def _dataset(packed, dataset: str | None, data_dir: Path | None):
-    """The dataset that was asked for, else the one recorded in the file."""
+def _dataset(packed: Any, dataset: str | None, data_dir: Path | None) -> Any:
+    """Return the dataset that was asked for, else the one recorded in the file."""
     from binarize_cli.data.datasets import open_dataset, open_recorded
 
     if dataset is not None or data_dir is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -12,7 +12,7 @@ from typer.core import TyperCommand
 from binarize_cli.files import Resume as ResumeMode
 
 
-def _in(panel: str):
+def _in(panel: str) -> Callable[..., Any]:
     def option(*names: str, help: str, **more: Any) -> Any:
         return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False, **more)
 
@@ -66,6 +66,8 @@ Set = Annotated[
 ]
 Epochs = Annotated[int | None, train("--epochs", help="Epochs of fine-tuning.")]
 BatchSize = Annotated[int | None, train("--batch-size", "-b", help="Images a step.")]
+ScoreBatchSize = Annotated[int, data("--batch-size", "-b", help="Images at a time.", min=1)]
+ScoreWorkers = Annotated[int, data("--workers", "-j", help="Loader processes.", min=0)]
 Lr = Annotated[float | None, train("--lr", help="Peak learning rate.")]
 Opt = Annotated[str | None, train("--opt", help="Optimizer, by timm's name.")]
 Sched = Annotated[str | None, train("--sched", help="cosine, linear or constant.")]

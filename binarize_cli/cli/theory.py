@@ -56,5 +56,5 @@ def theory(
     for column in ("solved %", "mean excess %", "worst excess %"):
         table.add_column(column, justify="right")
     for row in rows:
-        table.add_row(*(f"{value:.1f}" if isinstance(value, float) else value for value in row.values()))
+        table.add_row(*(f"{cell:.1f}" if isinstance(cell, float) else str(cell) for cell in row.values()))
     stdout().print(table)

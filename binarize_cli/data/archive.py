@@ -11,8 +11,9 @@ import shutil
 import tarfile
 import tempfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from binarize_cli.console import say
 from binarize_cli.data.images import decode_image
@@ -21,7 +22,7 @@ from binarize_cli.errors import InputError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-COMPRESSED = {
+COMPRESSED: dict[str, Callable[[Path], Any]] = {
     ".tar.gz": gzip.open,
     ".tgz": gzip.open,
     ".tar.bz2": bz2.open,

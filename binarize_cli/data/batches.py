@@ -59,6 +59,7 @@ def open_batches(
         held_out = ScoreBatches(aside, preprocessing, train.batch_size, workers=processes, device=device)
     transform = train_transform(preprocessing, augment, dataset)
     on_device = device.type == "cuda" and fits_on_device(dataset, split, preprocessing, augment, cache_gb)
+    hflip = dataset.hflip if augment.hflip == "auto" else augment.hflip
     batches = Batches(
         split,
         transform,
@@ -67,7 +68,7 @@ def open_batches(
         accumulate=train.accumulate,
         workers=processes,
         device=device,
-        cache=cache_on_device(split, preprocessing, augment.hflip, device) if on_device else None,
+        cache=cache_on_device(split, preprocessing, hflip, device) if on_device else None,
     )
     if (train.mixup or train.cutmix) and batches.micro_batch % 2:
         what = (

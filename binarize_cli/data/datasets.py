@@ -50,6 +50,7 @@ def open_dataset(
     if dataset is None and data_dir is None:
         dataset, data_dir = _default()
     if dataset is None:
+        assert data_dir, "one of the two is set by now"
         return open_folder(data_dir, need_train)
     if dataset in DATASETS:
         return DATASETS[dataset](data_dir, need_train, True)

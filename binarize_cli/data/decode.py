@@ -73,4 +73,4 @@ def _estimate(split: Split) -> float:
 
 def _names(broken: list[UnreadableImage]) -> str:
     more = f" and {len(broken) - 4} more" if len(broken) > 4 else ""
-    return ", ".join(error.where for error in broken[:4]) + more
+    return ", ".join(str(error.where) for error in broken[:4]) + more

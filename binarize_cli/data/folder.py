@@ -54,7 +54,7 @@ def open_folder(root: Path, need_train: bool) -> ImageDataset:
     train_name, val_name = _find_splits(tree, need_train)
     val = _images(tree, val_name)
     train = _images(tree, train_name) if train_name else {}
-    if train:
+    if train_name and train:
         _check_same(tree, train_name, train, val_name, val)
     train_split, val_split = _split(tree, train), _split(tree, val)
     return ImageDataset(

@@ -39,7 +39,7 @@ def open_library(
     """
     name = name or timm_name
     if data_dir is None and timm_name.startswith("torch/"):
-        root = CACHE.expanduser()
+        root: Path | None = CACHE.expanduser()
     else:  # None: the other libraries have caches of their own
         root = data_dir and absolute(data_dir)
     if timm_name.startswith("wds/") and data_dir is None:
@@ -75,7 +75,7 @@ def _opening(name: str, root: Path | None) -> Iterator[None]:
 def _create(timm_name: str, root: Path | None, split: str, download: bool) -> Any:
     from timm.data import create_dataset
 
-    return create_dataset(timm_name, root=root and str(root), split=split, download=download)
+    return create_dataset(timm_name, root=str(root) if root else None, split=split, download=download)
 
 
 def _split(dataset: Any) -> tuple[Split, tuple[str, ...]]:
@@ -93,7 +93,9 @@ def _split(dataset: Any) -> tuple[Split, tuple[str, ...]]:
         )
     index = getattr(reader, "class_to_idx", {})
     names = (
-        getattr(dataset, "wnids", None) or getattr(dataset, "classes", None) or sorted(index, key=index.get)
+        getattr(dataset, "wnids", None)
+        or getattr(dataset, "classes", None)
+        or sorted(index, key=index.__getitem__)
     )
     return split, tuple(names)
 

@@ -64,9 +64,9 @@ def train_transform(preprocessing: Preprocessing, augment: Augment, dataset: Ima
         crop_and_flip, colour, to_tensor = create_transform(
             preprocessing.input_size,
             is_training=True,
-            scale=tuple(augment.scale),
-            hflip=augment.hflip,
-            color_jitter=augment.color_jitter or None,
+            scale=(augment.scale[0], augment.scale[1]),
+            hflip=augment.hflip if augment.hflip != "auto" else 0.0,
+            color_jitter=augment.color_jitter or None,  # type: ignore[arg-type]  # None is what timm tests for
             auto_augment=augment.auto_augment,
             interpolation=preprocessing.interpolation,
             mean=preprocessing.mean,
@@ -314,7 +314,7 @@ class _Decoded(Dataset):
 
     def _erase(self, images: Tensor, indices: Sequence[int]) -> None:
         """Patches of the images, in place; drawn for each by itself, so that its neighbours do not matter."""
-        if self.transform.erase is None:
+        if self.transform.erase is None or self.seeds is None:
             return
         for image, index in zip(images, indices, strict=True):
             _seed((self.seeds[index] + 1) % 2**32)  # other numbers than those the image was cropped by
@@ -362,7 +362,9 @@ def _load(
 def _checked(batch: object) -> tuple[Tensor, Tensor]:
     if isinstance(batch, UnreadableImage):
         raise batch
-    return tuple(batch)
+    assert isinstance(batch, list | tuple)
+    images, targets = batch
+    return images, targets
 
 
 def _one_ahead(
@@ -373,7 +375,7 @@ def _one_ahead(
     present = None
     for batch in batches:
         with torch.cuda.stream(copies):
-            coming = tuple(tensor.to(device, non_blocking=True) for tensor in batch)
+            coming = batch[0].to(device, non_blocking=True), batch[1].to(device, non_blocking=True)
         if present is not None:
             yield present
         here.wait_stream(copies)

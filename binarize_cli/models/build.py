@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import timm
 import torch
@@ -15,7 +16,7 @@ import binarize_cli.models.digits  # noqa: F401 - both register their models wit
 from binarize_cli.errors import InputError
 
 
-def build(source: str, name: str, num_classes: int, **kwargs) -> nn.Module:
+def build(source: str, name: str, num_classes: int, **kwargs: Any) -> nn.Module:
     """The network `name` of `source` ("timm" or "torchvision") with random weights, in training mode.
 
     `kwargs` are the builder's own (`img_size` of timm, `image_size` of torchvision's transformers). Nothing
@@ -32,7 +33,7 @@ def build(source: str, name: str, num_classes: int, **kwargs) -> nn.Module:
         raise InputError(f"cannot be built with {given or 'its defaults'}: {error}", where=name) from error
 
 
-def build_skeleton(source: str, name: str, num_classes: int, **kwargs) -> nn.Module:
+def build_skeleton(source: str, name: str, num_classes: int, **kwargs: Any) -> nn.Module:
     """The same network without memory for its weights (on the meta device): names and shapes alone."""
     try:
         with torch.device("meta"):

@@ -6,6 +6,8 @@ keys are those of akamaster/pytorch_resnet_cifar10, whose weights are the usual 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
@@ -102,20 +104,20 @@ default_cfgs = generate_default_cfgs(
 
 
 @register_model
-def resnet20_cifar(pretrained: bool = False, **kwargs) -> CifarResNet:
+def resnet20_cifar(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
     return build_model_with_cfg(CifarResNet, "resnet20_cifar", pretrained, blocks=3, **kwargs)
 
 
 @register_model
-def resnet32_cifar(pretrained: bool = False, **kwargs) -> CifarResNet:
+def resnet32_cifar(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
     return build_model_with_cfg(CifarResNet, "resnet32_cifar", pretrained, blocks=5, **kwargs)
 
 
 @register_model
-def resnet44_cifar(pretrained: bool = False, **kwargs) -> CifarResNet:
+def resnet44_cifar(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
     return build_model_with_cfg(CifarResNet, "resnet44_cifar", pretrained, blocks=7, **kwargs)
 
 
 @register_model
-def resnet56_cifar(pretrained: bool = False, **kwargs) -> CifarResNet:
+def resnet56_cifar(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
     return build_model_with_cfg(CifarResNet, "resnet56_cifar", pretrained, blocks=9, **kwargs)

@@ -32,7 +32,7 @@ def adapt_head(
     if model.classes == classes:
         return "kept"
     if choice in ("keep", "subset") and model.classes is not None:
-        _check_known(model, classes, choice)
+        _check_known(model.classes, classes, choice)
     if choice == "keep" and model.classes is not None:
         return "kept"
     if model.classes is None and model.num_classes != len(classes) and (model.pretrained or choice != "auto"):
@@ -40,7 +40,7 @@ def adapt_head(
         raise InputError(what, where=model.name, hint="Pass --head replace for an untrained head.")
     if model.classes is None and model.num_classes == len(classes):
         warn(f"the labels of {model.name} are unknown: its rows are taken in the dataset's order")
-        outcome = "kept"
+        outcome: Literal["kept", "subset"] = "kept"
     elif model.classes is not None and set(classes) <= set(model.classes):
         keep_rows(model.net, [model.classes.index(name) for name in classes])
         outcome = "subset"
@@ -50,8 +50,8 @@ def adapt_head(
     return outcome
 
 
-def _check_known(model: FloatModel, classes: tuple[str, ...], choice: str) -> None:
-    unknown = [name for name in classes if name not in model.classes]
+def _check_known(labels: tuple[str, ...], classes: tuple[str, ...], choice: str) -> None:
+    unknown = [name for name in classes if name not in labels]
     if unknown:
         more = ", ..." if len(unknown) > 3 else ""
         what = f"{len(unknown)} of the dataset's {len(classes)} classes are not among its labels: "

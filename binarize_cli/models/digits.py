@@ -6,6 +6,7 @@ Their weights travel in the package as files this tool has written with method `
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer
@@ -38,14 +39,14 @@ default_cfgs = generate_default_cfgs(
 
 
 @register_model
-def digits_vit(pretrained: bool = False, **kwargs) -> VisionTransformer:
+def digits_vit(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
     """4 blocks, width 64, 16 patches of 2x2 pixels: 0.2 million parameters."""
-    shape = {"patch_size": 2, "embed_dim": 64, "depth": 4, "num_heads": 4}
+    shape: dict[str, Any] = {"patch_size": 2, "embed_dim": 64, "depth": 4, "num_heads": 4}
     pooling = {"global_pool": "avg", "class_token": False}
     return build_model_with_cfg(VisionTransformer, "digits_vit", pretrained, **(shape | pooling | kwargs))
 
 
 @register_model
-def digits_resnet(pretrained: bool = False, **kwargs) -> CifarResNet:
+def digits_resnet(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
     """The CIFAR ResNet of 14 layers on one channel: 0.2 million parameters."""
     return build_model_with_cfg(CifarResNet, "digits_resnet", pretrained, blocks=2, **kwargs)

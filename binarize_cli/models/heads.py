@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -50,10 +51,11 @@ def fresh_rows(net: nn.Module, num_classes: int) -> None:
 
 
 def _heads(net: nn.Module) -> list[nn.Linear | nn.Conv2d]:
-    return [net.get_submodule(name) for name in head_names(net)]
+    layers = (net.get_submodule(name) for name in head_names(net))
+    return [layer for layer in layers if _has_rows(layer)]
 
 
-def _has_rows(module: nn.Module | None) -> bool:
+def _has_rows(module: nn.Module | None) -> TypeGuard[nn.Linear | nn.Conv2d]:
     return isinstance(module, nn.Linear) or (
         isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1
     )
@@ -70,4 +72,4 @@ def _set_rows(layer: nn.Linear | nn.Conv2d, weight: Tensor, bias: Tensor | None)
 
 def _set_num_classes(net: nn.Module, num_classes: int) -> None:
     if hasattr(net, "num_classes"):  # timm's models say it; torchvision's do not
-        net.num_classes = num_classes
+        setattr(net, "num_classes", num_classes)  # noqa: B010 - no attribute that nn.Module knows

@@ -50,5 +50,7 @@ def torchvision_names() -> frozenset[str]:
 @cache
 def _source(package: str) -> str:
     """The text of all modules in `package`/models; finding a top-level package does not import it."""
-    folder = Path(importlib.util.find_spec(package).submodule_search_locations[0]) / "models"
+    spec = importlib.util.find_spec(package)
+    assert spec and spec.submodule_search_locations, f"{package} is a dependency"
+    folder = Path(spec.submodule_search_locations[0]) / "models"
     return "\n".join(module.read_text(encoding="utf-8") for module in sorted(folder.glob("*.py")))

@@ -46,12 +46,15 @@ class Preprocessing:
 
     def overridden(self, wanted: Preprocess) -> Preprocessing:
         """Return this with what the recipe sets. Raises InputError where mean or std is not one a channel."""
-        values = {key: value for key, value in wanted.model_dump().items() if value is not None}
+        values: dict[str, Any] = {
+            key: value for key, value in wanted.model_dump().items() if value is not None
+        }
         for key in ("mean", "std"):
             if key in values and len(values[key]) != self.input_size[0]:
                 what = f"{len(values[key])} numbers, but the input has {self.input_size[0]} channels"
                 raise InputError(what, where=f"preprocess.{key}", hint="Give one number a channel.")
-        return replace(self, **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        changes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return replace(self, **changes)
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Preprocessing:
@@ -103,7 +106,7 @@ def load(
     kwargs = {**(saved.model_args if saved else {}), **_size_kwargs(name, img_size)}
 
     if weights is not None:
-        file = weights if kind_of(weights) != "folder" else saved.weights_file()
+        file = saved.weights_file() if saved and kind_of(weights) == "folder" else weights
         net, origin = _from_file(name, file, rows, kwargs), f"file {weights.name}"
     elif saved and pretrained:
         file, origin = _files_of(name, saved)
@@ -220,10 +223,11 @@ def _from_file(name: ModelName, path: Path, rows: int, kwargs: dict[str, Any]) -
 def _from_timm(name: ModelName, rows: int, kwargs: dict[str, Any]) -> tuple[nn.Module, Path, str]:
     """The network with timm's own weights, the file they lie in, and where that came from."""
     config = timm.models.get_pretrained_cfg(name.name)
+    assert config, "timm describes all of its models"
     if config.hf_hub_id:
         file, origin = hub.fetch_from_hf(name.name, config.hf_hub_id), f"Hugging Face {config.hf_hub_id}"
     elif config.url:
-        file, origin = hub.fetch_url(name.name, config.url), config.url
+        file, origin = hub.fetch_url(name.name, str(config.url)), str(config.url)
     else:
         hint = "Give them with --weights FILE, or start from random weights with --no-pretrained."
         raise InputError("timm has no pretrained weights for it", where=name.name, hint=hint)
@@ -262,8 +266,8 @@ def _set_head(net: nn.Module, name: ModelName, num_classes: int | None, new_head
     heads = head_names(net)
     if not heads:
         raise InputError("not a classifier: it has no head", where=name.name)
-    rows = len(net.get_submodule(heads[0]).weight)
-    if num_classes in (None, rows):
+    rows = len(net.get_parameter(f"{heads[0]}.weight"))
+    if num_classes is None or num_classes == rows:
         return rows
     if not new_head:
         what = f"the head of these weights has {rows} classes, not {num_classes}"

@@ -78,9 +78,9 @@ def _read_torch(path: Path) -> object:
 
 def _unwrap(content: object, where: str) -> dict[str, Tensor]:
     for _ in range(DEEPEST):
-        wrappers = [
-            key for key in WRAPPERS if isinstance(content, dict) and isinstance(content.get(key), dict)
-        ]
+        if not isinstance(content, dict):
+            break
+        wrappers = [key for key in WRAPPERS if isinstance(content.get(key), dict)]
         if not wrappers:
             break
         if wrappers[0] in EMA_WRAPPERS and len(wrappers) > 1:

@@ -50,7 +50,7 @@ def faults_of_tensors(document: Document, tensors: Mapping[str, np.ndarray]) -> 
     faults += _faults_of_int8(tensors)
     for row in document.layers:
         bits = tensors.get(row.name + BITS)
-        if row.shape and not faults and _stray_bits(bits, math.prod(row.shape[1:])):
+        if row.shape and bits is not None and not faults and _stray_bits(bits, math.prod(row.shape[1:])):
             faults.append(f"{row.name}{BITS}: bits behind the last weight of a channel are not 0")
     return faults
 

@@ -92,7 +92,7 @@ def _layer(row: Row, tensors: list[str], file: PackedFile) -> dict[str, Any]:
     shape = row.shape
     if shape is None:
         shape = [] if row.is_matmul else list(file.tensors[row.name + ".weight"].shape)
-    overflow = file.document.inputs and file.document.inputs.overflow
+    overflow = file.document.inputs.overflow if file.document.inputs else None
     said = described(row, overflow)
     return {
         "name": said["name"],

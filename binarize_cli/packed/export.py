@@ -8,6 +8,7 @@ from torch import nn
 
 from binarize_cli.binarize.convert import binary_layers, binary_matmuls, binary_weights
 from binarize_cli.binarize.int8 import has_rows, to_int8
+from binarize_cli.binarize.weights import SignWeight
 from binarize_cli.packed.bits import pack
 from binarize_cli.packed.check import BITS, COUNTER, ROW_SCALE, SCALE, SIDES
 
@@ -19,6 +20,7 @@ def packed_tensors(net: nn.Module, float_dtype: str = "float16") -> dict[str, np
     """
     tensors: dict[str, np.ndarray] = {}
     for name, weight in binary_weights(net):
+        assert isinstance(weight, SignWeight), "a network is hardened before it is packed"
         tensors[name + BITS] = pack(weight.signs.cpu().numpy())
         tensors[name + SCALE] = narrowest(weight.scale)
     for name, module in (*binary_layers(net), *binary_matmuls(net)):

@@ -134,9 +134,9 @@ def _tree(where: str, metadata: Mapping[str, str]) -> dict[str, Any]:
     if not isinstance(number, int) or isinstance(number, bool):
         raise InputError("its bnnpp document is damaged: it names no format", where=where)
     if not 1 <= number <= FORMAT:
-        hint = "Update bnnpp: pip install -U bnnpp." if number > FORMAT else None
+        update = "Update bnnpp: pip install -U bnnpp." if number > FORMAT else None
         what = f"format {printable(str(number))}; this bnnpp reads formats 1 to {FORMAT}"
-        raise InputError(what, where=where, hint=hint)
+        raise InputError(what, where=where, hint=update)
     return tree
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +34,9 @@ FLOATS = ("float16", "float32", "int8")  # int8 with a scale a row
 
 class PackedWeight(nn.Module):
     """Holds the bits; unpacks them to float32 when first asked, and keeps that for later."""
+
+    bits: Tensor
+    scale: Tensor
 
     def __init__(self, bits: Tensor, scale: Tensor, shape: tuple[int, ...]):
         super().__init__()
@@ -169,9 +173,7 @@ def _faults(net: nn.Module, document: Document, tensors: dict[str, np.ndarray]) 
             yield f"{name}: {have.dtype} {list(have.shape)}, not {types[0]} {list(want.shape)}"
 
 
-def _faults_of_row(
-    net: nn.Module, module: nn.Module, row: Row, tensors: dict[str, np.ndarray]
-) -> Iterator[str]:
+def _faults_of_row(net: nn.Module, module: Any, row: Row, tensors: dict[str, np.ndarray]) -> Iterator[str]:
     if is_matmul(module):
         if not row.is_matmul:
             yield f"{row.name}: the row is not one of a matmul"
@@ -194,28 +196,31 @@ def _faults_of_threshold(name: str, channels: int, tensors: dict[str, np.ndarray
         yield f"{name}: {list(found.shape)}, not [{channels}]"
 
 
-def _channels(net: nn.Module, matmul: nn.Module, name: str) -> list[int]:
-    """How many thresholds each factor of a matmul of attention has: of heads, or of heads and their width."""
-    attention = net.get_submodule(name.rsplit(".", 2)[0])
+def _channels(net: nn.Module, matmul: Any, name: str) -> list[int]:
+    """Return the thresholds that each factor of an attention matmul has: one a head, or one a channel."""
+    attention: Any = net.get_submodule(name.rsplit(".", 2)[0])
     heads = attention.num_heads
     width = attention.proj.in_features if hasattr(attention, "proj") else attention.out_proj.in_features
     return [heads if len(axes) == 1 else width for axes in matmul.axes]
 
 
-def _binary(module: nn.Module, row: Row, tensors: dict[str, Tensor], document: Document) -> nn.Module:
+def _binary(module: Any, row: Row, tensors: dict[str, Tensor], document: Document) -> nn.Module:
     """Return the binary form of a layer, or of a matmul of attention; sums of signs are integers."""
     name, made = row.name, document.inputs
-    rule = None if row.shift is None else AccumulatorRule(made.overflow, row.shift)
+    overflow = made.overflow if made else None
+    rule = AccumulatorRule(overflow, row.shift) if overflow and row.shift is not None else None
     if row.is_matmul:
         sides = zip(SIDES[1:], module.axes, strict=True)
-        factors = [_input(name, side, axes, tensors) for side, axes in sides]
-        return BINARY_MATMULS[type(module)](*factors, IntegerAccumulator(rule))
-    source = PackedWeight(tensors[name + BITS], tensors[name + SCALE].float(), tuple(row.shape))
+        left, right = (_input(name, side, axes, tensors) for side, axes in sides)
+        return BINARY_MATMULS[type(module)](left, right, IntegerAccumulator(rule))
+    source = PackedWeight(tensors[name + BITS], tensors[name + SCALE].float(), tuple(row.shape or ()))
     binary = BINARY_LAYERS[type(module)]
     if row.input is None:
         return binary(module, source)
     signs = _input(name, "input", binary.axes, tensors)
-    layer = binary(module, source, signs, IntegerAccumulator(rule), PAD_VALUES[made.padding])
+    layer = binary(
+        module, source, signs, IntegerAccumulator(rule), PAD_VALUES[made.padding if made else "zero"]
+    )
     if layer.bias is None and (bias := tensors.get(name + ".bias")) is not None:
         layer.bias = nn.Parameter(torch.zeros_like(bias, dtype=torch.float32))  # what thresholds took off
     return layer

@@ -282,7 +282,8 @@ def size_chart(
     for value in rows:
         parts.append(_tag("<path class='grid' d='M{:.1f} {:.1f}H{}'/>", left, y(value), WIDTH - 4))
         parts.append(_text(left - 4, y(value) + 3.5, number(value), "end"))
-    dots, taken = [], []
+    dots: list[Markup] = []
+    taken: list[float] = []
     for name, text, size in sizes:
         place = x(size)
         crowded = any(abs(place - other) < 50 for other in taken)

@@ -17,7 +17,7 @@ from binarize_cli.report.charts import (
     scatter,
     ticks,
 )
-from binarize_cli.report.comparison import cell
+from binarize_cli.report.comparison import Error, cell
 from binarize_cli.report.html import environment
 
 Row = Mapping[str, Any]
@@ -25,7 +25,7 @@ MOST_CURVES = 14  # as many styles as there are
 TASK_STYLES = {"bw": 0, "bwa": 1, "bwaa": 2}
 
 
-def render_comparison(comparison: Mapping[str, Any], error: str = "half-range") -> str:
+def render_comparison(comparison: Mapping[str, Any], error: Error = "half-range") -> str:
     """Return the comparison as an HTML page: styles and pictures inside it, no script, every text escaped."""
     rows = comparison["rows"]
     curves = [
@@ -59,11 +59,11 @@ def unequal(rows: Sequence[Row]) -> list[str]:
     return found + ["numbers of runs"] * (len({row["n"] for row in rows}) > 1)
 
 
-def _around(value: Mapping[str, Any], error: str) -> float:
+def _around(value: Mapping[str, Any], error: Error) -> float:
     return value["half_range" if error == "half-range" else "standard_error"] or 0.0
 
 
-def dots(rows: Sequence[Row], error: str) -> dict[str, Any]:
+def dots(rows: Sequence[Row], error: Error) -> dict[str, Any]:
     """Return a line a row with its dots: the runs, mean and error, in per cent of the picture's width."""
     scores = [v for row in rows for v in row["packed"]["values"]]
     floats = [row["float"]["mean"] for row in rows if row["float"]]
@@ -108,7 +108,7 @@ def _curves(rows: Sequence[tuple[int, Row]]) -> Chart | None:
     return line_chart("hard top-1, %", lines, height=230) if lines else None
 
 
-def _scatter(title: str, rows: Sequence[Row], error: str, key: str) -> Chart:
+def _scatter(title: str, rows: Sequence[Row], error: Error, key: str) -> Chart:
     points = []
     for place, row in enumerate(rows):
         x = row["bytes"] if key == "bytes" else row["seconds"]["mean"]

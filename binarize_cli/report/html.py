@@ -61,7 +61,7 @@ def render(document: Mapping[str, Any]) -> str:
 
 def strip(accuracy: Mapping[str, Mapping | None]) -> list[dict[str, Any]]:
     """Return the networks that were scored, in order, each with the points gained since the one before."""
-    scored = [(SHORT[name], accuracy[name]["top1"]) for name in SHORT if accuracy.get(name)]
+    scored = [(SHORT[name], scores["top1"]) for name in SHORT if (scores := accuracy.get(name))]
     before = [None, *(top1 for _, top1 in scored)]
     return [
         {"name": name, "top1": top1, "change": None if last is None else top1 - last}

@@ -77,7 +77,7 @@ def _top1(rows: Sequence[Mapping], twofold: bool, float_score: Mapping | None, b
         "top-1, %",
         lines,
         level=(float_score["top1"], "float model") if float_score else None,
-        ring=(best, kept["hard_top1"], f"kept: epoch {best}") if kept else None,
+        ring=(kept["epoch"], kept["hard_top1"], f"kept: epoch {best}") if kept else None,
     )
 
 
@@ -179,7 +179,7 @@ def _pair(
         Series(curve.label, list(zip(x, curve.forward.tolist(), strict=True)), style)
         for curve, style in zip(curves.lines, styles, strict=True)
     ]
-    settings = {"x_label": "x", "whole_x": False, "band": band, "height": 180}
+    settings: dict[str, Any] = {"x_label": "x", "whole_x": False, "band": band, "height": 180}
     charts = [line_chart(f"F(x){whose}", forward, **settings)]
     if curves.lines[0].backward is not None:
         backward = [
@@ -189,6 +189,7 @@ def _pair(
                 style,
             )
             for curve, style in zip(curves.lines, styles, strict=True)
+            if curve.backward is not None
         ]
         charts.append(line_chart(f"B(x) / its peak{whose}", backward, **settings))
     return charts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -12,7 +13,7 @@ from binarize_cli.report.curves import Curves
 
 INK = "#7a7b7c"  # reads on white and on black
 COLOURS = ("#e08a1e", "#2a9d8f", "#3b7dd8")  # start, middle, end; told apart by every kind of eye
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "text.color": INK,
     "axes.edgecolor": INK,
@@ -54,7 +55,7 @@ def quantizer_curves(curves: Curves, panels: Sequence[str] = ("F", "B")) -> Figu
 def _draw_quantizer(axes: Axes, curves: Curves, panel: str) -> None:
     colours = COLOURS if len(curves.lines) > 1 else COLOURS[-1:]
     for curve, colour in zip(curves.lines, colours, strict=True):
-        forward, backward = (curve.forward, curve.label), (curve.backward, f"peak {curve.peak:.3g}")
-        y, label = forward if panel == "F" else backward
-        axes.plot(curves.x, y, color=colour, label=label)
+        y = curve.forward if panel == "F" else curve.backward
+        assert y is not None, "a method without B has no panel for it"
+        axes.plot(curves.x, y, color=colour, label=curve.label if panel == "F" else f"peak {curve.peak:.3g}")
     axes.legend(loc="upper left" if panel == "F" else "upper right", fontsize=8)

@@ -103,8 +103,8 @@ def read_results(places: Iterable[Path]) -> list[tuple[Path, dict[str, Any]]]:
     found: dict[Path, dict[str, Any]] = {}
     for place in places:
         files = _files(place)
-        mine = {file: _read(file, named=file == place) for file in files}
-        mine = {file: result for file, result in mine.items() if result}
+        read = ((file, _read(file, named=file == place)) for file in files)
+        mine = {file: result for file, result in read if result}
         if not mine:
             hint = "Name run folders, folders of them, report.json files or results that were kept from them."
             raise InputError("holds no finished run and no result", where=str(place), hint=hint)

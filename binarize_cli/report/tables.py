@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 from rich import box
 from rich.markup import escape
@@ -39,7 +40,7 @@ def size_sentence(sizes: Mapping[str, int], float32_bytes: int, ratio: float, bi
     rest = {part: sizes[part] for part in ("scales", "float", "metadata")}
     if not binary_weights:
         return f"No weight is binary; {PARTS['float']} take {size(sizes['float'])}, {smaller}."
-    most = PARTS[max(rest, key=rest.get)]
+    most = PARTS[max(rest, key=lambda part: rest[part])]
     return (
         f"{binary_weights:,} binary weights take {size(sizes['binary'])} at one bit each, their scales "
         f"{size(sizes['scales'])}, the tensors that stay float {size(sizes['float'])} and the metadata "
@@ -94,7 +95,7 @@ def layers_table(rows: Sequence[Mapping]) -> Table:
     binary = [row for row in rows if row.get("binary") or row.get("bits") == 1]
     weights = sum(math.prod(row["shape"]) for row in binary if row["shape"])  # a product has none
     total = sum(row.get("bytes", 0) for row in rows)
-    columns = {
+    columns: dict[str, tuple[Literal["left", "right"], Callable[[Any], str]]] = {
         "name": ("left", str),
         "kind": ("left", str),
         "shape": ("right", shape_text),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import plotext
 
 from binarize_cli.report.curves import Curves
@@ -12,10 +13,12 @@ STRIDE = 10  # a terminal shows fewer points than there are
 
 def quantizer_plot(curves: Curves, width: int, colour: bool) -> str:
     """F, and beside it B over its peak, in text `width` columns wide."""
-    panels = {"F(x)": [(c.label, c.forward) for c in curves.lines]}
+    panels: dict[str, list[tuple[str | None, np.ndarray]]] = {
+        "F(x)": [(c.label, c.forward) for c in curves.lines]
+    }
     if curves.lines[0].backward is not None:
         peaks = ", ".join(dict.fromkeys(f"{c.peak:.3g}" for c in curves.lines))
-        panels[f"B(x) / peak {peaks}"] = [(None, c.backward) for c in curves.lines]
+        panels[f"B(x) / peak {peaks}"] = [(None, c.backward) for c in curves.lines if c.backward is not None]
     plotext.terminal.limit(False, False)  # a pipe has no size to keep within
     figure = plotext.figure
     figure.clear()
