@@ -140,9 +140,9 @@ def run_job(command: str, flags: dict[str, Any]) -> tuple[RunFolder, dict[str, A
             raise
         except StoppedEarly as early:  # perhaps on this rank alone: nobody waits
             _requeue(stop, early.exit_code)
-            interrupted = Interrupted("stopped before training began", exit_code=early.exit_code)
-            interrupted.on_all_ranks = False
-            raise interrupted from None
+            told = Interrupted("stopped before training began", exit_code=early.exit_code)
+            told.on_all_ranks = False
+            raise told from None
 
 
 def _requeue(stop: Any, exit_code: int) -> None:
