@@ -47,6 +47,12 @@ class Interrupted(BnnppError):
         self.exit_code = exit_code
 
 
+def counted(count: int, noun: str) -> str:
+    """Return the count with its noun: `1 epoch`, `3 epochs`, `2 classes`."""
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{count:,} {noun if count == 1 else plural}"
+
+
 def printable(text: str) -> str:
     """Return the text with line breaks, control characters and lone surrogates as escapes, such as \\n."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -21,6 +21,7 @@ from binarize_cli.binarize.prepare import make_binary
 from binarize_cli.binarize.select import Layer
 from binarize_cli.console import say, show, warn
 from binarize_cli.device import place, precision
+from binarize_cli.errors import counted
 from binarize_cli.files import RunFolder, check_same_run, choose_run, read_report, write_text
 from binarize_cli.job import Job
 from binarize_cli.packed.agreement import Agreement, compare_logits
@@ -119,7 +120,7 @@ def float_reference(run: Run) -> None:
         if not run.method.binary:
             return  # the run itself is the float fine-tuning
         epochs = run.recipe.train.float_epochs
-        say(f"the head is new: {epochs} epochs of float fine-tuning first (train.float_epochs)")
+        say(f"the head is new: {counted(epochs, 'epoch')} of float fine-tuning first (train.float_epochs)")
         train_stage(run, "float", run.recipe.train.model_copy(update={"epochs": epochs}))
     run.accuracy["float"] = run.score(run.net)
     say(f"float top-1 {run.accuracy['float'].top1:.2f}")

@@ -203,7 +203,7 @@ FAULTS = {
         lambda f: shutil.copytree(f / "train/cat", f / "train/eel"),
         "val",
     ),
-    "1 images lie outside any class folder: 7.png": (
+    "1 image outside any class folder: 7.png": (
         lambda f: shutil.copy(f / "val/cat/0.png", f / "train/7.png"),
         "train",
     ),

@@ -13,6 +13,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from conftest import invent_images
 from huggingface_hub import constants as hf
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -83,7 +84,6 @@ def test_resolve_knows_aliases_tags_old_names_and_both_libraries():
         ("torchvision/resnet81", "torchvision/resnet18"),
         ("resnet18.a1_in1", "a1_in1k"),
         ("pytorch/resnet18", "torchvision/NAME"),
-        ("torchvision/googlenet", "inception_v3"),
         ("digits_vit.tag", "no tags"),
     ],
 )
@@ -169,6 +169,16 @@ def test_half_precision_without_counters_and_another_classifier_name_loads(state
     loaded = load_digits(tmp_path / "w.safetensors").net.state_dict()
     assert loaded["linear.weight"].dtype == torch.float32
     assert torch.equal(loaded["linear.weight"], state["linear.weight"].half().float())
+
+
+@pytest.mark.parametrize(("name", "auxiliary"), [("googlenet", "aux1"), ("inception_v3", "AuxLogits")])
+def test_classifiers_that_only_training_calls_are_left_out(name, auxiliary):
+    with torch.device("meta"):
+        net = build("torchvision", name, 1000)
+        whole = torchvision.models.get_model(name, weights=None, init_weights=False)
+    assert any(key.startswith(auxiliary) for key in whole.state_dict())
+    assert adapt_keys(whole.state_dict(), net).keys() == net.state_dict().keys()
+    assert net.transform_input
 
 
 def test_old_spellings_of_torchvision_files_are_known():
@@ -459,3 +469,12 @@ def test_the_head_of_a_torchvision_network_is_found(name):
     with torch.device("meta"):
         net = build("torchvision", name, 17)
     assert [len(net.get_submodule(head).weight) for head in head_names(net)] == [17]
+
+
+def test_a_network_that_insists_on_versions_is_packed_and_loaded(bnnpp, tmp_path):
+    """torchvision's MNASNet loads no state dict that has lost what its modules note beside the tensors."""
+    folder = invent_images(tmp_path / "images", classes=2, each=2, side=32)
+    words = ["--no-pretrained", "--data-dir", folder, "--img-size", 32, "--epochs", 0, "--workers", 0]
+    words += ["--set", "train.hold_out=0.0", "--output", tmp_path / "run"]
+    packed = bnnpp("binarize", "torchvision/mnasnet0_5", *words).packed
+    assert bnnpp("eval", packed, "--workers", 0).code == 0

@@ -10,7 +10,7 @@ import typer
 
 from binarize_cli.cli import options as o
 from binarize_cli.console import result
-from binarize_cli.errors import InputError, closest
+from binarize_cli.errors import InputError, closest, counted
 
 app = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -74,7 +74,8 @@ def validate(file: Annotated[str, typer.Argument(help="A recipe of your own.", m
     from binarize_cli import recipe_io
 
     checked = recipe_io.read(file).validate()
-    result(f"{file}: ok (method {checked.method}, task {checked.task}, {checked.train.epochs} epochs)")
+    epochs = counted(checked.train.epochs, "epoch")
+    result(f"{file}: ok (method {checked.method}, task {checked.task}, {epochs})")
 
 
 def _path(name: str) -> Path:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from binarize_cli.data.archive import is_archive, list_archive, read_member
 from binarize_cli.data.images import ImageDataset, Split, decode_image
-from binarize_cli.errors import InputError
+from binarize_cli.errors import InputError, counted
 from binarize_cli.files import absolute, expanded, kind_of
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -158,7 +158,8 @@ def _images(tree: Tree, split: str) -> dict[str, list[Entry]]:
     if loose:
         names = _some([e.path.removeprefix(prefix) for e in loose])
         hint = f"Move each into a folder of its class: {split}/<class>/."
-        raise InputError(f"{len(loose)} images lie outside any class folder: {names}", where=where, hint=hint)
+        what = f"{counted(len(loose), 'image')} outside any class folder: {names}"
+        raise InputError(what, where=where, hint=hint)
     if not images:
         raise InputError("has no class folders", where=where, hint=LAYOUT)
     empty = [name for name in images if not images[name]]

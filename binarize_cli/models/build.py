@@ -15,6 +15,10 @@ import binarize_cli.models.cifar_resnet
 import binarize_cli.models.digits  # noqa: F401 - both register their models with timm
 from binarize_cli.errors import InputError
 
+# Without the classifiers that only training calls, and with the input scaled as for the pretrained weights.
+WITHOUT_AUXILIARY = {"aux_logits": False, "transform_input": True, "init_weights": False}
+TORCHVISION_KWARGS = {"googlenet": WITHOUT_AUXILIARY, "inception_v3": WITHOUT_AUXILIARY}
+
 
 def build(source: str, name: str, num_classes: int, **kwargs: Any) -> nn.Module:
     """The network `name` of `source` ("timm" or "torchvision") with random weights, in training mode.
@@ -26,6 +30,7 @@ def build(source: str, name: str, num_classes: int, **kwargs: Any) -> nn.Module:
     check_installed(source, name)
     try:
         if source == "torchvision":
+            kwargs = TORCHVISION_KWARGS.get(name, {}) | kwargs
             return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **kwargs)
         return timm.create_model(name, pretrained=False, num_classes=num_classes, **kwargs)
     except (TypeError, ValueError, AssertionError) as error:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import sys
+from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
+from torchvision.models import vision_transformer
 
 from binarize_cli.console import say
 from binarize_cli.errors import InputError
@@ -18,15 +20,19 @@ OLD_SPELLINGS = (
     (r"\.mlp\.linear_2\.", ".mlp.3."),
     (r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)", r"\1"),  # DenseNets of PyTorch 0.3, likewise
 )
+AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # classifiers of torchvision's that only training calls
 CLASSIFIER_SPELLINGS = ("fc", "head", "classifier", "linear", "last_linear", "head.fc", "heads.head")
 
 
 def adapt_keys(state: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
     """`state` under the names of `net`, where the file has old ones or calls the classifier otherwise.
 
+    Auxiliary classifiers that `net` is built without are left out.
+
     Tensors are never reshaped or resized here.
     """
     known, heads = net.state_dict(), head_names(net)
+    state = {key: tensor for key, tensor in state.items() if key in known or not key.startswith(AUXILIARY)}
     for old, new in OLD_SPELLINGS:
         state = {key if key in known else re.sub(old, new, key): tensor for key, tensor in state.items()}
     if len(heads) != 1 or f"{heads[0]}.weight" in state:
@@ -41,10 +47,13 @@ def adapt_keys(state: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
 def resample_positions(state: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
     """Return `state` with position embeddings of the network's image size, where the file has another's.
 
-    timm does it, by the architecture's own `checkpoint_filter_fn`; where it has none, or where anything else
-    than positions misfits afterwards, `state` is returned as it is.
+    timm does it by the architecture's own `checkpoint_filter_fn`, torchvision by `interpolate_embeddings`. If
+    there is none, or anything else than positions misfits afterwards, `state` is returned as it is.
     """
-    convert = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
+    module = sys.modules[type(net).__module__]
+    convert = getattr(module, "checkpoint_filter_fn", None) or (
+        _resample_torchvision if hasattr(module, "interpolate_embeddings") else None
+    )
     if convert is None or not _misshapen(state, net):
         return state
     try:
@@ -56,6 +65,10 @@ def resample_positions(state: dict[str, Tensor], net: nn.Module) -> dict[str, Te
     changed = [key for key in state if resampled[key].shape != state[key].shape]
     say(f"resampled to the input size: {listed(changed, 3)}")
     return resampled
+
+
+def _resample_torchvision(state: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
+    return dict(vision_transformer.interpolate_embeddings(net.image_size, net.patch_size, OrderedDict(state)))
 
 
 def fit_weights(net: nn.Module, state: dict[str, Tensor], where: str) -> None:

@@ -243,9 +243,7 @@ def _from_timm(name: ModelName, rows: int, kwargs: dict[str, Any]) -> tuple[nn.M
 def _from_torchvision(name: ModelName, kwargs: dict[str, Any]) -> tuple[nn.Module, Path, str]:
     default = torchvision.models.get_model_weights(name.name).DEFAULT
     file = hub.fetch_url(name.name, default.url)
-    with _faults_of(file, name):  # it lies where torchvision looks first
-        net = torchvision.models.get_model(name.name, weights=default, **kwargs)
-    return net, file, f"torchvision {default}"
+    return _from_file(name, file, 1000, kwargs), file, f"torchvision {default}"
 
 
 @contextmanager

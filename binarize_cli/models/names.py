@@ -49,9 +49,6 @@ ALIASES = {
 HeadChoice = Literal["auto", "keep", "subset", "replace"]
 HEAD_CHOICES: tuple[HeadChoice, ...] = get_args(HeadChoice)
 
-# torchvision's networks whose weights hold classifiers that only training calls.
-AUXILIARY = ("googlenet", "inception_v3")
-
 _LISTING = (
     "Any classification model of timm, torchvision/NAME, hf-hub:OWNER/NAME, local-dir:FOLDER, "
     "or one of ours: " + ", ".join(OWN) + "."
@@ -129,9 +126,6 @@ def _resolve_torchvision(name: str, typed: str) -> ModelName:
         known = [f"torchvision/{each}" for each in sorted(torchvision_names())]
         listing = "torchvision/NAME takes the classification models of torchvision."
         raise InputError(f"no model {typed!r}", hint=closest(typed, known, listing))
-    if name in AUXILIARY:
-        hint = "timm's models have none: try inception_v3 without torchvision/."
-        raise InputError("its auxiliary classifiers cannot be binarized", where=typed, hint=hint)
     return ModelName("torchvision", name, typed=typed)
 
 

@@ -98,7 +98,9 @@ def rebuild_into(net: nn.Module, file: PackedFile) -> nn.Module:
         rows = {row.name: row for row in document.layers if row.binary}
         replace_layers(net, rows, lambda name, module: _binary(module, rows[name], tensors, document))
         rest = {name: _floats(name, tensors) for name in tensors if not name.endswith((*OWN, ROW_SCALE))}
-        net.load_state_dict(rest, strict=False)  # `_faults` was strict; copies float16 into float32
+        state = net.state_dict()  # with the versions of its modules, which some need to load anything
+        state.update(rest)
+        net.load_state_dict(state, strict=False)  # `_faults` was strict; copies float16 into float32
     return net.eval()
 
 

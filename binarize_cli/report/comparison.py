@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
+from binarize_cli.errors import counted
 from binarize_cli.files import write_text
 from binarize_cli.report.results import NETWORKS, as_json
 
@@ -177,7 +178,7 @@ def as_markdown(comparison: Mapping[str, Any], error: Error = "half-range") -> s
         cells += [f"{row['bytes'] / 1024:.1f} ({row['ratio']:.1f}x)", f"{row['minutes']:.1f}"]
         lines.append(_line(cells))
     words = "half the range" if error == "half-range" else "the standard error"
-    facts = [f"{value} epochs" if key == "epochs" else str(value) for key, value in common.items()]
+    facts = [counted(value, "epoch") if key == "epochs" else str(value) for key, value in common.items()]
     caption = ", ".join([*facts, f"top-1 in per cent; mean and {words} over n runs"])
     commands = "\n".join(f"$ {command}" for row in comparison["rows"] for command in row["commands"])
     table = "\n".join(lines)

@@ -225,7 +225,8 @@ class Trainer:
             hard = self._hard_score(self.score_held_out)
         if hard.top1 >= self.position.best:  # of equals the later one, which is the harder
             self.position.best, self.position.packed_epoch = hard.top1, number
-            self.best = {k: v.detach().cpu().clone() for k, v in net.state_dict().items()}
+            self.best = net.state_dict()  # with the versions of its modules, which some need to load it again
+            self.best.update({k: v.detach().cpu().clone() for k, v in self.best.items()})
 
     def _hard_score(self, score: Callable[[nn.Module], Measurement]) -> Measurement:
         """Score the network of signs, whatever the present phase."""
