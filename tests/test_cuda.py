@@ -1,0 +1,152 @@
+"""On a CUDA device, as far as it can be told without one: no mix of devices, few waits, few launches."""
+
+from __future__ import annotations
+
+import json
+
+import launches
+import pytest
+import torch
+from pretended_cuda import CUDA, pretended_cuda
+
+QUICK = ("float", "bw soft", "bw hard")
+
+
+# --- the device that is pretended --------------------------------------------------------------------------
+
+
+def test_tensors_of_two_devices_do_not_mix():
+    with pretended_cuda() as gpu:
+        x = torch.ones(3, device="cuda")
+        assert x.device == CUDA and x.is_cuda and (x + 1).is_cuda
+        with pytest.raises(RuntimeError, match="same device"):
+            x + torch.ones(3)
+        assert not gpu.mixed
+        assert (x * torch.tensor(2.0)).tolist() == [2.0] * 3 and sum(gpu.mixed.values()) == 1
+
+
+def test_launches_and_waits_are_counted():
+    with pretended_cuda() as gpu:
+        x = torch.ones(4).to("cuda", non_blocking=True)
+        gpu.forget()
+        total = (x.view(2, 2) * 2).sum()
+        assert dict(gpu.launches) == {"mul": 1, "sum": 1} and not gpu.waits
+        assert float(total) == 8.0 and x[x > 0].tolist() == [1.0] * 4
+    assert {place.split(" at ")[0] for place in gpu.waits} == {
+        "_local_scalar_dense",
+        "index by a mask",
+        "copy to the CPU",
+    }
+
+
+def test_without_numbers_a_step_is_counted_all_the_same():
+    found = []
+    for computes in (True, False):
+        with pretended_cuda(computes=computes) as gpu:
+            net = torch.nn.Linear(3, 2).to("cuda")
+            net(torch.zeros(5, 3, device="cuda")).sum().backward()
+        found.append(dict(gpu.launches))
+    assert found[0] == found[1]
+
+
+# --- whole commands ----------------------------------------------------------------------------------------
+
+RUNS = {
+    "weights": "digits_vit --amp off",
+    "activations": "digits_resnet --task bwa --amp bf16 --set train.ema=0.9",
+}
+LONG = {
+    "scaled": "digits_vit --amp fp16 --method pq --set train.accumulate=2",
+    "accumulators": "digits_resnet --task bwaa --amp off",
+    "attention": "digits_vit --task bwa --set activation.attention=binary --amp bf16",
+    "accumulated attention": "digits_vit --task bwaa --set activation.attention=binary --amp fp16",
+    "stages": "digits_resnet --recipe two-stage --set train.activation_epochs=1",
+    "learned scales": "digits_vit --method rpc --set quantizer.scale=learned --set train.mixup=0.5",
+    "one scale a layer": "digits_vit --method parq --set quantizer.scale=layer",
+}
+SMALL = "--epochs 1 -b 4 -j 0 --no-pretrained"
+STEPS = 4
+
+
+@pytest.mark.parametrize(
+    "words",
+    [*RUNS.values(), *(pytest.param(words, marks=pytest.mark.slow) for words in LONG.values())],
+    ids=[*RUNS, *LONG],
+)
+def test_a_run_keeps_to_its_device_and_waits_once_a_step(words, bnnpp, tiny, tmp_path):
+    with pretended_cuda() as gpu:
+        done = bnnpp("binarize", *words.split(), *SMALL.split(), "--data-dir", tiny, "-o", tmp_path / "run")
+    assert done.code == 0, done.err
+    stages = 2 if "activation_epochs" in words else 1
+    losses = {
+        place: n for place, n in gpu.waits.items() if "training/parallel.py" in place and "CPU" in place
+    }
+    # one a step, and one an epoch: whether a signal came
+    assert sum(losses.values()) == stages * (STEPS + 1), gpu.waits
+    assert not [place for place in gpu.waits if "training/step.py" in place or "binarize/layers" in place]
+
+
+def test_images_kept_on_the_device_are_copied_there_once(bnnpp, tmp_path):
+    """Digits are augmented on the device; `eval` and `bench` keep to it as well; a run goes on there."""
+    run = tmp_path / "run"
+    words = ("binarize", "digits_vit", "-b", 512, "-o", run)
+    with pretended_cuda() as gpu:
+        file = bnnpp(*words, "--epochs", 1).packed
+        batches = {place: n for place, n in gpu.waits.items() if "data/device.py" in place}
+        assert sum(batches.values()) <= 6, batches
+        done = bnnpp("eval", file, "-j", 0, "--json")
+        assert done.code == 0, done.err
+    packed = json.loads((run / "report.json").read_text())["accuracy"]["packed"]
+    assert json.loads(done.out)["top1"] == packed["top1"]
+
+
+@pytest.mark.slow
+def test_a_run_is_taken_up_again_on_the_device(bnnpp, tiny, tmp_path):
+    from binarize_cli.training.stop import StopRequest
+
+    words = ("binarize", "digits_vit", "--data-dir", tiny, *SMALL.split(), "--set", "train.ema=0.9")
+    taken = []
+
+    def stop_after_two(self):
+        taken.append(1)
+        return 75 if len(taken) == 2 else 0
+
+    with pretended_cuda():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(StopRequest, "code", property(stop_after_two), raising=False)
+            left = bnnpp(*words, "-o", tmp_path / "run")
+        assert left.code == 75, left.err
+        done = bnnpp(*words, "-o", tmp_path / "run", "--resume")
+    assert done.code == 0 and "continuing from" in done.err
+
+
+@pytest.mark.slow
+def test_bench_and_compare_keep_to_the_device(bnnpp, tiny, tmp_path):
+    with pretended_cuda() as gpu:
+        words = ("bench", "train", "digits_vit", "--dataset", "digits", "-b", 8, "--steps", 1)
+        done = bnnpp(*words, "--tasks", "bw,bwa", "--json")
+        assert done.code == 0, done.err
+        flags = ("--data-dir", tiny, *SMALL.split(), "-o", tmp_path / "all")
+        done = bnnpp("compare", "digits_vit", "--methods", "bc,ptq", *flags)
+        assert done.code == 0, done.err
+        done = bnnpp("bench", "score", *sorted((tmp_path / "all").rglob("*.safetensors")), "--rounds", 1)
+        assert done.code == 0, done.err
+    assert sum(gpu.launches.values()) > 1000
+
+
+# --- launches ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "model,kind",
+    [
+        pytest.param(model, kind, marks=() if kind in QUICK and model == "resnet20" else pytest.mark.slow)
+        for model in launches.MODELS
+        for kind in launches.KINDS
+    ],
+)
+def test_a_step_asks_for_as_many_kernels_as_documented_and_waits_once(model, kind):
+    gpu = launches.count(model, kind, launches.MODELS[model])
+    advice = f"run `uv run python tests/launches.py`, if they must be more: {gpu.lines.most_common(8)}"
+    assert sum(gpu.launches.values()) == launches.documented()[model, kind], advice
+    assert sum(gpu.waits.values()) == 1, gpu.waits
