@@ -21,7 +21,7 @@ from binarize_cli.binarize.prepare import make_binary
 from binarize_cli.binarize.select import Layer
 from binarize_cli.console import say, show, warn
 from binarize_cli.device import place, precision
-from binarize_cli.errors import counted
+from binarize_cli.errors import BnnppError, counted
 from binarize_cli.files import RunFolder, check_same_run, choose_run, read_report, write_text
 from binarize_cli.job import Job
 from binarize_cli.packed.agreement import Agreement, compare_logits
@@ -264,13 +264,20 @@ def with_overflow(run: Run, row: Layer) -> Layer:
 
 
 def ship(run: Run) -> tuple[PackedFile, Agreement]:
-    """Write the file, load it back, hold its logits against the network's, and score it."""
+    """Write the file, load it back, hold its logits against the network's, and score it.
+
+    Raises BnnppError if the file does not compute what the network does; then it is removed.
+    """
     tensors = packed_tensors(run.net, run.recipe.pack.float_dtype)
     facts = provenance(run.model, run.recipe, run.device, run.steps())
     document = packed_document(run.model, run.recipe, run.table, run.dataset, facts)
     ranks.broadcast_from_rank0(lambda: write(run.folder.packed, document, tensors))
-    loaded = place(rebuild(read(run.folder.packed)), run.device)
-    agreement = ranks.broadcast_from_rank0(lambda: compare_logits(run.net, loaded, some_images(run)))
+    try:
+        loaded = place(rebuild(read(run.folder.packed)), run.device)
+        agreement = ranks.broadcast_from_rank0(lambda: compare_logits(run.net, loaded, some_images(run)))
+    except BnnppError:
+        run.folder.packed.unlink(missing_ok=True)
+        raise
     run.accuracy["packed"] = run.score(loaded)
     run.inputs = ranks.broadcast_from_rank0(lambda: input_distributions(loaded, some_images(run)))
     if run.job.show_images and run.float_net:

@@ -20,7 +20,7 @@ from conftest import invent_images
 
 from binarize_cli.console import OutputError, Stream, result
 from binarize_cli.data.datasets import open_dataset
-from binarize_cli.errors import InputError
+from binarize_cli.errors import BnnppError, InputError
 from binarize_cli.files import RunFolder, choose_run, kind_of
 from binarize_cli.recipe_io import LARGEST, parse, parse_value, read
 from binarize_cli.training.stop import StoppedEarly, StopRequest
@@ -218,6 +218,16 @@ def test_a_fault_of_ours_is_one_message_and_a_traceback_in_the_run_folder(bnnpp,
     assert "Traceback" not in outcome.err
     (file,) = (tmp_path / "run").glob("traceback-*.txt")
     assert str(file) in outcome.err and "KeyError" in file.read_text()
+
+
+def test_a_file_that_fails_its_check_is_removed(bnnpp, tmp_path, monkeypatch):
+    def differ(*_):
+        raise BnnppError("the packed file's logits differ")
+
+    monkeypatch.setattr("binarize_cli.pipeline.compare_logits", differ)
+    outcome = bnnpp("binarize", "digits_resnet", *QUICK, "--output", tmp_path / "run")
+    assert outcome.code == 1 and "logits differ" in outcome.err and not outcome.out
+    assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
 def test_a_bare_memory_error_is_one_message(bnnpp, tmp_path, monkeypatch):
