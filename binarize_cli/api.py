@@ -44,7 +44,8 @@ def load(file: str | Path, device: str = "cpu") -> nn.Module:
     >>> net(net.transform(image)).argmax()  # doctest: +SKIP
     """
     packed = read(Path(file))
-    net = place(rebuild(packed), find_device(device))
+    net: Any = place(rebuild(packed), find_device(device))
+    assert packed.document.preprocessing, "only a file of the caller's own model has none"
     net.classes = tuple(packed.document.model.classes)
     net.transform = ImageTransform(Preprocessing.from_json(packed.document.preprocessing.model_dump()))
     net.document = packed.document
@@ -60,7 +61,7 @@ def predict(
     `network` is a packed file, or what `load` returned. Raises InputError, and UnreadableImage, which is one,
     for an image that cannot be decoded.
     """
-    net = network if isinstance(network, nn.Module) else load(network)
+    net: Any = network if isinstance(network, nn.Module) else load(network)
     device = next(net.parameters()).device
     files, found = [Path(each) for each in images], []
     for start in range(0, len(files), batch_size):
@@ -69,7 +70,7 @@ def predict(
         best = shares.topk(min(top, shares.shape[1]), dim=1)
         for values, indices in zip(best.values.tolist(), best.indices.tolist(), strict=True):
             names = (net.classes[index] for index in indices)
-            found.append([Prediction(*pair) for pair in zip(names, values, strict=True)])
+            found.append([Prediction(name, share) for name, share in zip(names, values, strict=True)])
     return found
 
 

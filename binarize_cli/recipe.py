@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
@@ -11,10 +11,15 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationIn
 from binarize_cli.errors import InputError, did_you_mean
 from binarize_cli.quantizers.method import Method
 from binarize_cli.quantizers.methods import METHODS, find_method, with_parts
+from binarize_cli.quantizers.scales import SCALES
 from binarize_cli.quantizers.schedules import Schedule, Shape
 
 Task = Literal["bw", "bwa", "bwaa"]
 TASKS = get_args(Task)
+if TYPE_CHECKING:
+    ScaleName = str
+else:
+    ScaleName = Literal[tuple(SCALES)]  # a new entry there is known here
 Share = Annotated[float, Field(ge=0, lt=1)]
 Number = Annotated[float, Field(ge=-1e12, le=1e12)]  # what sums and powers of it can be computed of
 Positive = Annotated[float, Field(gt=0, le=1e12)]
@@ -54,7 +59,7 @@ def _span(value: Any) -> Any:
 class Quantizer(Section):
     """How latent weights become forward weights: alpha F(w* / n)."""
 
-    scale: Literal["channel", "layer", "learned", "none"] = "channel"
+    scale: ScaleName = "channel"
     """alpha: mean |w*| of an output channel or of the layer, learned, or 1 (the literal paper form)."""
     normalize: Positive | Literal["none"] | None = None
     """n in multiples of mean |w*|, or `none` for n = 1. Unset: the method's own."""

@@ -10,7 +10,7 @@ import torch
 
 from binarize_cli.quantizers.methods import METHODS
 from binarize_cli.recipe_io import read
-from binarize_cli.training.least_squares import make_problems, solve
+from binarize_cli.theory import make_problems, solve
 
 
 def test_a_table_has_a_row_a_method_and_recipe_over_seeds_and_is_read_the_second_time(bnnpp, empty, tiny):

@@ -25,9 +25,10 @@ def speeds(files: Sequence[PackedFile], batch_size: int, rounds: int, device: to
     """
     rows = []
     for file in files:
-        model = file.document.model
+        model, transform = file.document.model, file.document.preprocessing
         twin = build(model.source, model.name, model.num_classes, **model.builder_kwargs).eval()
-        images = torch.randn(batch_size, *file.document.preprocessing.input_size, device=device)
+        assert transform, "only a file of the caller's model has none, and that is not built"
+        images = torch.randn(batch_size, *transform.input_size, device=device)
         nets = {"float": place(twin, device), "packed": place(rebuild(file), device)}
         seconds: dict[str, list[float]] = {name: [] for name in nets}
         for number in range(WARM_UP + rounds):

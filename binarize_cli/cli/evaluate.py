@@ -35,7 +35,7 @@ def evaluate(
     from binarize_cli.packed.format import read
 
     o.check_choice(classes, o.SCORED_CLASSES, "--classes")
-    packed = read(file)
+    packed: Any = read(file)
     if packed.document.model.source == "caller":
         what = f"holds a network of the caller's own ({packed.document.model.name}): it has no model to build"
         hint = "Score it in Python: net = bnnpp.load_into(YOUR_MODULE, FILE)."

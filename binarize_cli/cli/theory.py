@@ -15,22 +15,23 @@ from binarize_cli.console import result, stdout
 
 def theory(
     problems: Annotated[
-        int, typer.Option("--problems", help="How many problems, by seed from 0.", min=1)
+        int, typer.Option("--problems", help="How many problems; their seeds count from 0.", min=1)
     ] = 20,
     steps: Annotated[int, typer.Option("--steps", help="Steps of SGD.", min=1)] = 1000,
-    lr: Annotated[float, typer.Option("--lr", help="Its rate at the start; it falls to 0.", min=0)] = 0.01,
+    lr: Annotated[float, typer.Option("--lr", help="The first learning rate; it falls to 0.", min=0)] = 0.01,
     as_json: o.Json = False,
 ) -> None:
-    """How close each method comes to the best binary solution of small least-squares problems.
+    """Show how close each method comes to the best binary solution of small least-squares problems.
 
-    min |A w - b|^2 over w in {-1, 1}^10, where enumeration knows the answer: the share of problems solved to
-    the optimum, and how far the loss ends above the best one, in per cent.
+    The problems are min |A w - b|^2 over w in {-1, 1}^10, whose best solution is known by enumeration. The
+    table has the share of problems solved to the optimum, and how far the loss ends above the least one, in
+    per cent.
 
     bnnpp theory --problems 20
     """
     from binarize_cli.quantizers.certify import certify
     from binarize_cli.quantizers.methods import METHODS
-    from binarize_cli.training.least_squares import make_problems, solve
+    from binarize_cli.theory import make_problems, solve
 
     drawn = make_problems(problems)
     best = drawn.best()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from binarize_cli.errors import InputError
@@ -88,8 +89,8 @@ class ImageDataset:
         return replace(self, classes=tuple(classes), train=train, val=val)
 
 
-def decode_image(file: str | BinaryIO) -> Image:
-    """The image in a file, in mode L if it is stored in shades of grey, else RGB."""
+def decode_image(file: str | Path | BinaryIO) -> Image:
+    """Return the image in a file, in mode L if it is stored in shades of grey, else RGB."""
     from PIL import Image
 
     with Image.open(file) as image:

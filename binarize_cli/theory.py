@@ -27,12 +27,12 @@ class Problems:
     b: Tensor  # [n, m]
 
     def loss(self, w: Tensor) -> Tensor:
-        """Of w [n, d], each problem by itself: [n]."""
+        """Return the loss of w [n, d], of each problem by itself: [n]."""
         residual = torch.einsum("nmd,nd->nm", self.A, w) - self.b
         return residual.square().mean(1) / 2
 
     def best(self) -> Tensor:
-        """The least loss over all 2^d binary w, by enumeration: [n]."""
+        """Return the least loss over all 2^d binary w, by enumeration: [n]."""
         d = self.A.shape[2]
         corners = 2.0 * ((torch.arange(2**d)[:, None] >> torch.arange(d)) & 1).double() - 1  # [2^d, d]
         losses = [self.loss(w.expand(len(self.A), d)) for w in corners]
@@ -40,7 +40,11 @@ class Problems:
 
 
 def make_problems(count: int, equations: int = 20, unknowns: int = 10) -> Problems:
-    """Problem i is drawn with seed i: A and b normal, so that no binary w fits well."""
+    """Return random problems, the i-th drawn with seed i: A and b are normal, so that no binary w fits well.
+
+    >>> make_problems(3).best().shape
+    torch.Size([3])
+    """
     drawn = []
     for seed in range(count):
         generator = torch.Generator().manual_seed(seed)
@@ -50,19 +54,22 @@ def make_problems(count: int, equations: int = 20, unknowns: int = 10) -> Proble
 
 
 def solve(method: str, problems: Problems, steps: int, rate: float) -> Tensor:
-    """The binary w [n, d] a method ends with: SGD with a falling rate on bare weights (alpha = 1, n = 1)."""
+    """Return the binary w [n, d] that a method ends with: SGD on bare weights (alpha = 1, n = 1).
+
+    The rate falls to 0, in a straight line.
+    """
     chosen = find_method(method)
     quantizer = WeightQuantizer(chosen, chosen.schedules, normalize=None, scale=SCALES["none"])
     start = torch.linalg.lstsq(problems.A, problems.b[..., None]).solution[..., 0]  # the float solution
-    net = nn.Module()
-    net.weight = LatentWeight(start, quantizer)
-    net.weight.latent.data = start.clone()  # float64
+    weight = LatentWeight(start, quantizer)
+    weight.latent.data = start.clone()  # float64
+    net = nn.ModuleList([weight])
     optimizer = torch.optim.SGD(net.parameters(), lr=rate)
     for step in range(steps if chosen.trains else 0):
         quantizer.enter(Phase.at(step / max(steps - 1, 1)))
         optimizer.param_groups[0]["lr"] = rate * (1 - step / steps)
         optimizer.zero_grad()
-        problems.loss(net.weight()).sum().backward()
+        problems.loss(weight()).sum().backward()
         with update_rule(net):
             optimizer.step()
-    return sign(net.weight.latent.detach())
+    return sign(weight.latent.detach())
