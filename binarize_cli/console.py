@@ -1,4 +1,4 @@
-"""The two streams: stdout carries the result alone, everything a person reads goes to stderr.
+"""The two streams: stdout carries the result alone, everything a person reads goes to stderr, through a log.
 
 Of several ranks the first alone speaks. Neither stream can end a run in a traceback: what its encoding
 lacks is escaped, a stderr that is gone is done without, and a stdout that is gone is an OutputError.
@@ -7,6 +7,7 @@ lacks is escaped, a stderr that is gone is done without, and a stdout that is go
 from __future__ import annotations
 
 import codecs
+import logging
 import os
 import sys
 import time
@@ -19,6 +20,7 @@ from rich.table import Table
 from binarize_cli.errors import OutputError
 from binarize_cli.ranks import is_rank0
 
+LOG = logging.getLogger("bnnpp")
 PLAIN_WIDTH = 140  # columns off a terminal (a SLURM log, a pipe), so that tables keep their shape
 
 
@@ -106,15 +108,31 @@ def live() -> bool:
 
 
 def say(message: str) -> None:
-    """One line of progress on stderr; with the time of day when it goes to a log."""
-    stamp = "" if live() else time.strftime("%Y-%m-%d %H:%M:%S ")
-    stderr().print(stamp + message, markup=False, soft_wrap=True)
+    """Log a line of progress: the command line prints it, a program sees it if it asks for INFO."""
+    LOG.info("%s", message)
 
 
 def warn(message: str) -> None:
-    """Something the user should know and may have to act on; the run goes on."""
-    stamp = "" if live() else time.strftime("%Y-%m-%d %H:%M:%S ")
-    stderr().print(f"{stamp}warning: {message}", style="yellow", markup=False, soft_wrap=True)
+    """Log what the user should know and may have to act on; the run goes on."""
+    LOG.warning("%s", message)
+
+
+class Printer(logging.Handler):
+    """Prints what is logged on stderr; with the time of day when that is no terminal but a log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        stamp = "" if live() else time.strftime("%Y-%m-%d %H:%M:%S ")
+        warning = record.levelno >= logging.WARNING
+        text = f"{stamp}{'warning: ' if warning else ''}{record.getMessage()}"
+        stderr().print(text, style="yellow" if warning else None, markup=False, soft_wrap=True)
+
+
+def print_log() -> None:
+    """Print what is logged from now on, as the command line does. The library leaves that to its caller."""
+    if not any(isinstance(handler, Printer) for handler in LOG.handlers):
+        LOG.addHandler(Printer())
+        LOG.setLevel(logging.INFO)
+        LOG.propagate = False
 
 
 def show(table: Table) -> None:

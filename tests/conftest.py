@@ -27,6 +27,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # each has a core; read when torch is i
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def printed_log() -> None:
+    """What is logged is printed, as by the command line."""
+    from binarize_cli.console import print_log
+
+    print_log()
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a command left: its exit code and both streams."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
+from binarize_cli.errors import InputError
 from binarize_cli.quantizers import functions as q
-from binarize_cli.quantizers import parts
+from binarize_cli.quantizers import methods, parts
 from binarize_cli.quantizers.functions import array_namespace
 from binarize_cli.quantizers.method import Method
-from binarize_cli.quantizers.methods import METHODS
+from binarize_cli.quantizers.methods import METHODS, foreign_methods
 from binarize_cli.quantizers.parts import Transform
 from binarize_cli.quantizers.schedules import Schedule
 
@@ -98,3 +100,36 @@ def test_a_transform_of_another_package_is_found_composed_certified_and_trained(
     assert report["recipe"]["quantizer"]["transform"] == "arctan" and report["agreement"]["equal"]
     unknown = bnnpp("methods", "pc++", "--transform", "arctn")
     assert unknown.code == 2 and "Did you mean 'arctan'" in unknown.err
+
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """An entry point of another package, for a method."""
+
+    name: str
+    brings: object
+
+    def load(self) -> object:
+        if self.brings is ImportError:
+            raise ImportError("no module named 'elsewhere'")
+        return self.brings
+
+
+def test_a_method_of_another_package_is_found_by_its_entry_point(toy, monkeypatch):
+    monkeypatch.setattr(methods, "entry_points", lambda group: [MethodEntry("toy", toy)])
+    assert foreign_methods() == {"toy": toy}
+
+
+@pytest.mark.parametrize(
+    ("name", "brings", "fault"),
+    [
+        ("toy", 3, "is not a method named 'toy'"),
+        ("gone", ImportError, "cannot be imported"),
+        ("bc", METHODS["bc"], "exists already"),
+    ],
+)
+def test_a_faulty_method_of_another_package_is_told_with_its_entry_point(name, brings, fault, monkeypatch):
+    monkeypatch.setattr(methods, "entry_points", lambda group: [MethodEntry(name, brings)])
+    with pytest.raises(InputError, match=fault) as left:
+        foreign_methods()
+    assert name in left.value.where

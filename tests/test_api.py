@@ -110,6 +110,22 @@ def test_a_packed_file_is_loaded_and_names_what_is_on_an_image(finished, tmp_pat
         bnnpp.predict(net, [tmp_path / "broken.png"])
 
 
+def test_the_library_logs_and_prints_nothing(tmp_path):
+    code = """
+import logging, sys, torch, bnnpp
+net = torch.nn.Sequential(torch.nn.Flatten(), *(torch.nn.Linear(16, 16) for _ in range(3)))
+bnnpp.save(bnnpp.binarize(net, torch.rand(2, 1, 4, 4)), sys.argv[1])
+from binarize_cli.console import say, warn
+say("a line of progress")
+logging.basicConfig(level=logging.INFO, format="%(name)s %(levelname)s %(message)s")
+warn("100% sure")
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "x.safetensors"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert ran.stdout == "" and ran.stderr == "bnnpp WARNING 100% sure\n"
+
+
 def test_the_examples_of_the_readme_run(finished, tmp_path, monkeypatch):
     """Every block of Python in the README, one after another, beside a packed file and an image."""
     monkeypatch.chdir(tmp_path)

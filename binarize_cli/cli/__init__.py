@@ -21,7 +21,7 @@ from binarize_cli.cli.inspect import inspect
 from binarize_cli.cli.methods import methods
 from binarize_cli.cli.options import WithResume
 from binarize_cli.cli.theory import theory
-from binarize_cli.console import never_fail_to_encode, stderr
+from binarize_cli.console import never_fail_to_encode, print_log, stderr
 from binarize_cli.errors import BnnppError, InputError, Interrupted, did_you_mean
 from binarize_cli.files import claimed_folder, shortened
 
@@ -75,6 +75,7 @@ def main() -> None:
     """Run a command; every expected failure is one message on stderr and the exit code of its kind."""
     on_all_ranks = True  # with the other ranks, if there are any, that all of them leave
     never_fail_to_encode()
+    print_log()
     try:
         code = app(prog_name="bnnpp", standalone_mode=False)
     except BnnppError as error:

@@ -5,8 +5,8 @@ The command line, recipe validation, did-you-mean, cards, reports and the contra
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
+from importlib.metadata import entry_points
 
 from binarize_cli.errors import InputError, closest
 from binarize_cli.quantizers import functions as q
@@ -202,7 +202,30 @@ _ENTRIES = (
     compose(*COMPOSED),
 )
 
-METHODS: Mapping[str, Method] = {method.name: method for method in _ENTRIES}
+
+def foreign_methods() -> dict[str, Method]:
+    """Return the methods of other packages: their entry points of the group `bnnpp.methods`, by name.
+
+    Raises InputError for one that cannot be imported, that is no Method, or that has the name of another.
+    """
+    found: dict[str, Method] = {}
+    for entry in entry_points(group="bnnpp.methods"):
+        where = f"entry point {entry.name} of bnnpp.methods"
+        try:
+            method = entry.load()
+        except (ImportError, AttributeError) as error:
+            hint = "Mend or uninstall the package that brings it."
+            raise InputError(f"cannot be imported: {error}", where=where, hint=hint) from error
+        if not isinstance(method, Method) or method.name != entry.name:
+            hint = "It must name a Method of binarize_cli.quantizers.method, under the method's own name."
+            raise InputError(f"is not a method named '{entry.name}'", where=where, hint=hint)
+        if method.name in found or method.name in (own.name for own in _ENTRIES):
+            raise InputError(f"a method named '{method.name}' exists already", where=where)
+        found[method.name] = method
+    return found
+
+
+METHODS: dict[str, Method] = {method.name: method for method in _ENTRIES} | foreign_methods()
 
 
 def find_method(name: str, where: str | None = None) -> Method:
