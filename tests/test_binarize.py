@@ -19,8 +19,9 @@ from torchvision.models.vision_transformer import EncoderBlock
 from binarize_cli.binarize.attention import LinearProjAttention, use_linear_projections
 from binarize_cli.binarize.convert import binary_weights, harden, rounded, to_latents
 from binarize_cli.binarize.layers import BinaryConv2d, BinaryLinear, kind
+from binarize_cli.binarize.observe import read_past_the_layer
 from binarize_cli.binarize.phase import Moment, Phase, set_phase
-from binarize_cli.binarize.prepare import quantizers
+from binarize_cli.binarize.prepare import make_binary, quantizers, rewrite_and_choose
 from binarize_cli.binarize.quantizer import WeightQuantizer
 from binarize_cli.binarize.select import OTHER, all_float, count_macs, select
 from binarize_cli.binarize.weights import LatentWeight, computed_once
@@ -163,7 +164,7 @@ def test_another_padding_than_zeros_is_refused(mode):
 
 def test_layers_whose_weights_are_read_past_them_are_refused():
     net = torchvision.models.swin_t(weights=None, num_classes=3)
-    with pytest.raises(InputError, match="ShiftedWindowAttention reads their weights directly") as caught:
+    with pytest.raises(InputError, match="ShiftedWindowAttention bypasses them") as caught:
         table(net, torch.zeros(1, 3, 64, 64))
     assert "24 layers are never called" in caught.value.what
     rows = table(net, torch.zeros(1, 3, 64, 64), keep_float=["first", "head", "*.attn.*"])
@@ -196,6 +197,36 @@ def test_kinds_have_words_before_and_after(module, word):
         net = nn.Sequential(module)
         to_latents(net, ["0"], quantizer())
         assert type(net[0]) in (BinaryLinear, BinaryConv2d) and kind(net[0]) == word
+
+
+class Bypassed(nn.Module):
+    """A layer that is called, one whose weights are read past it, and one that nothing uses."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.mix, self.idle, self.head = (nn.Linear(6, 6) for _ in range(4))
+
+    def forward(self, x):
+        return self.head(nn.functional.linear(self.stem(x), self.mix.weight, self.mix.bias).relu())
+
+
+def test_a_layer_whose_weights_are_read_past_it_is_binary_and_reaches_the_output():
+    net, x = Bypassed(), torch.randn(4, 6)
+    float_output, order = net(x), [name for name, _ in net.named_parameters()]
+    assert read_past_the_layer(net, ["mix", "idle"], x) == ["mix"]
+    assert type(net.mix) is nn.Linear and [name for name, _ in net.named_parameters()] != []
+    assert torch.equal(net(x), float_output) and sorted(order) == sorted(n for n, _ in net.named_parameters())
+    recipe = Recipe.model_validate({"layers": {"keep_float": ["first", "head", "idle"]}})
+    net, rows = rewrite_and_choose(net, x, recipe, ["head"])
+    made = make_binary(net, rows, recipe)
+    made.harden()
+    assert [row.name for row in made.table if row.binary] == ["mix"]
+    assert not torch.allclose(made.net(x), float_output, atol=1e-3), "the signs reach the output"
+    made.net(x).sum().backward()
+    assert made.net.mix.source.latent.grad.abs().sum() > 0
+    for task, silent in (("bw", "1 layers"), ("bwa", "2 layers")):
+        with pytest.raises(InputError, match=f"{silent} are never called"):
+            rewrite_and_choose(Bypassed(), x, Recipe(task=task), ["head"])
 
 
 # --- attention -------------------------------------------------------------------------------------------

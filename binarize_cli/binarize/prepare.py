@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from binarize_cli.binarize.blocks import rewrite_architecture
 from binarize_cli.binarize.calibrate import BinaryInputs, Calibration, Overflow, calibrate
 from binarize_cli.binarize.convert import harden, to_latents
 from binarize_cli.binarize.layers import PAD_VALUES
+from binarize_cli.binarize.observe import read_past_the_layer
 from binarize_cli.binarize.phase import Phase, set_phase
 from binarize_cli.binarize.quantizer import ActivationQuantizer, WeightQuantizer
 from binarize_cli.binarize.select import Layer, count_macs, select
@@ -86,8 +88,14 @@ def rewrite_and_choose(
     activation = recipe.activation
     net = rewrite_architecture(net, recipe.task, activation.blocks, activation.attention)
     macs = count_macs(net, example)
-    table = select(net, recipe.layers, list(macs), heads)
+    read = partial(read_past_the_layer, net, example=example) if recipe.task == "bw" else _none_read
+    table = select(net, recipe.layers, list(macs), heads, read)
     return net, [replace(row, macs=macs.get(row.name, 0)) for row in table]
+
+
+def _none_read(silent: Sequence[str]) -> Sequence[str]:
+    """With binary inputs a layer must be called: only then are there inputs."""
+    return ()
 
 
 def make_binary(

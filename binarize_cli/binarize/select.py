@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 
@@ -57,12 +57,19 @@ def count_macs(net: nn.Module, example: torch.Tensor) -> dict[str, int]:
     return counts
 
 
-def select(net: nn.Module, rules: Layers, called: Sequence[str], heads: Sequence[str]) -> list[Layer]:
-    """Every layer of a float network with the decision on it.
+def select(
+    net: nn.Module,
+    rules: Layers,
+    called: Sequence[str],
+    heads: Sequence[str],
+    read: Callable[[Sequence[str]], Sequence[str]] = lambda silent: (),
+) -> list[Layer]:
+    """Return every layer of a float network with the decision on it.
 
-    `called` are the keys of `count_macs`, `heads` are the names of the classifier layers.
-    Raises InputError for a pattern that matches nothing, for a layer that is to be binary but that a
-    forward pass never calls, for one whose operation is not known here, and when no layer is left.
+    `called` are the keys of `count_macs`, `heads` are the names of the classifier layers. Of layers that are
+    never called, `read` says which have their weights read directly; those can be binary too. Raises
+    InputError for a pattern that matches nothing, for a layer that is to be binary but that a forward pass
+    never uses, for one whose operation is not known here, and when no layer is left.
     """
     candidates = {name: m for name, m in net.named_modules() if is_candidate(m)}
     groups = {"first": list(called[:1]), "head": list(heads)}
@@ -71,7 +78,9 @@ def select(net: nn.Module, rules: Layers, called: Sequence[str], heads: Sequence
     everything = {name: "every layer but those kept float" for name in candidates if name not in kept}
     chosen = everything | forced
     _refuse_unknown(candidates, chosen)
-    _refuse_uncalled(net, chosen, called)
+    silent = [name for name in chosen if name not in called]
+    used = set(read(silent)) if silent else set()
+    _refuse_unused(net, [name for name in silent if name not in used])
     if not chosen:
         raise InputError("no layer is left to binarize", hint="Loosen layers.keep_float in the recipe.")
     return _table(net, chosen, kept)
@@ -136,14 +145,12 @@ def _refuse_unknown(candidates: Mapping[str, nn.Module], chosen: dict[str, str])
             )
 
 
-def _refuse_uncalled(net: nn.Module, chosen: dict[str, str], called: Sequence[str]) -> None:
-    silent = [name for name in chosen if name not in called]
+def _refuse_unused(net: nn.Module, silent: Sequence[str]) -> None:
     if not silent:
         return
     parent = type(net.get_submodule(silent[0].rpartition(".")[0])).__name__
     raise InputError(
-        f"{len(silent)} layers are never called by a forward pass ({parent} reads their weights directly, or "
-        f"they serve training alone), so binarizing them would not reach the output: {', '.join(silent[:4])}"
-        + (" ..." if len(silent) > 4 else ""),
-        hint="Keep them float (layers.keep_float), or choose another model: timm's call theirs.",
+        f"{len(silent)} layers are never called by a forward pass ({parent} bypasses them, or they serve "
+        f"training alone): {', '.join(silent[:4])}" + (" ..." if len(silent) > 4 else ""),
+        hint="Keep them float (layers.keep_float). Task bw takes layers whose weights are read directly.",
     )

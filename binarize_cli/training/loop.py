@@ -289,7 +289,9 @@ class Trainer:
 
     def _settle(self) -> None:
         """Leave the network at the selected epoch, with its schedules run through."""
-        self.step.parallel.load_state_dict(self.best or self.step.eval_net.state_dict())
+        chosen = self.step.eval_net.state_dict()
+        chosen.update(self.best)  # in place: a state dict holds its modules' versions too
+        self.step.parallel.load_state_dict(chosen)
         if self.binary:
             last = self.step.phases.at(max(self.steps - 1, 0)) if self.steps else self.step.phases.start()
             self.step.enter(_at_end(last))
