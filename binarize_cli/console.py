@@ -121,6 +121,7 @@ class Printer(logging.Handler):
     """Prints what is logged on stderr; with the time of day when that is no terminal but a log."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Print a line of progress, or a warning in yellow."""
         stamp = "" if live() else time.strftime("%Y-%m-%d %H:%M:%S ")
         warning = record.levelno >= logging.WARNING
         text = f"{stamp}{'warning: ' if warning else ''}{record.getMessage()}"
