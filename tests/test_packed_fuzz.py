@@ -187,7 +187,7 @@ def result_of(left) -> dict | None:
     if left.code:
         return None
     tree = json.loads(left.out, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
-    for key in ("file", "images_per_second", "ratio"):
+    for key in ("file", "images_per_second", "ratio", "smaller_than", "over_bound"):
         tree.pop(key, None)
     for key in ("total", "metadata"):
         tree.get("bytes", {}).pop(key, None)
