@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "binarize_cli"
 
 JOURNEY = ("device", "models", "job", "data", "binarize", "evaluation", "training", "packed", "report")
-ABOVE = ("theory", "api", "setup", "pipeline", "bench", "cli", "__main__")  # each imports those before it too
+ABOVE = ("theory", "api", "setup", "pipeline", "bench", "analysis", "cli", "__main__")
+# each imports those before it too
 GROUND = (
     "",
     "quantizers",

@@ -14,6 +14,7 @@ import typer
 
 from binarize_cli import __version__, ranks
 from binarize_cli.cli import bench, recipes
+from binarize_cli.cli.analyze import analyze
 from binarize_cli.cli.binarize import binarize
 from binarize_cli.cli.compare import compare
 from binarize_cli.cli.evaluate import evaluate
@@ -42,6 +43,7 @@ app = typer.Typer(
 app.command(cls=WithResume)(binarize)
 app.command(name="eval")(evaluate)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(compare)
+app.command()(analyze)
 app.command()(inspect)
 app.command()(methods)
 app.command()(theory)

@@ -10,6 +10,7 @@ from typing import Any
 
 WORDS = {
     "every layer but those kept float": "",
+    "every layer but those kept float, here the downsample branch": "downsample",
     "neither a linear nor a convolution layer": "",
     "gains of the shortcuts around single convolutions": "shortcut",
     "RPReLU for ReLU": "",

@@ -152,6 +152,23 @@ def comparison_table(rows: Sequence[Mapping], cell: Callable[[Mapping | None], s
     return table
 
 
+def gains_table(gains: Sequence[Mapping]) -> Table:
+    """Return what each layer or block gains by being float, the most a KiB first, with bars."""
+    table = Table(box=box.SIMPLE)
+    table.add_column("layer or block", overflow="fold")
+    for column in ("points", "loss", "KiB", "loss a KiB"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+    rows = sorted(gains, key=lambda gain: -gain["loss_a_kib"])
+    largest = max((abs(gain["loss_a_kib"]) for gain in rows), default=0) or 1
+    for gain in rows:
+        length = round(24 * abs(gain["loss_a_kib"]) / largest)
+        bar = ("█" if gain["loss_a_kib"] >= 0 else "░") * length
+        figures = f"{gain['points']:+.2f}", f"{-gain['loss']:+.4f}", f"{gain['bytes'] / 1024:.1f}"
+        table.add_row(escape(gain["name"]), *figures, f"{-gain['loss_a_kib']:+.5f}", bar)
+    return table
+
+
 def worst_table(worst: Sequence[Mapping]) -> Table:
     """The classes most often mistaken, from `evaluation.worst_confusions`."""
     table = Table(box=box.SIMPLE)

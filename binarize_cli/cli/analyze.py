@@ -1,0 +1,153 @@
+"""`bnnpp analyze`."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from binarize_cli.cli import options as o
+from binarize_cli.console import result, say, show, stdout
+from binarize_cli.errors import InputError
+
+UNITS = {"": 1, "b": 1, "kib": 2**10, "kb": 1000, "mib": 2**20, "mb": 10**6}
+LEVELS = ("layer", "block")
+
+
+def analyze(
+    target: Annotated[
+        str, typer.Argument(help="A packed file; or a model, as of 'bnnpp binarize', for a forecast.")
+    ],
+    by: Annotated[str, typer.Option("--by", help="layer or block: what is made float together.")] = "layer",
+    budget: Annotated[
+        str | None, typer.Option("--budget", help="Choose layers up to this file size.", metavar="SIZE")
+    ] = None,
+    points: Annotated[
+        float | None, typer.Option("--points", help="Choose layers until top-1 gains this much.", min=0)
+    ] = None,
+    images: Annotated[int, typer.Option("--images", help="Training images to measure on.", min=1)] = 512,
+    steps: Annotated[
+        int, typer.Option("--steps", help="Steps of fine-tuning a layer that was set free.", min=0)
+    ] = 16,
+    batch_size: o.BatchSize = 64,
+    data_dir: o.DataDir = None,
+    dataset: o.Dataset = None,
+    weights: o.Weights = None,
+    task: o.Task = None,
+    recipe: o.RecipeName = None,
+    set_: o.Set = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder for analysis.json. Default: beside the file, or runs/."),
+    ] = None,
+    device: o.Device = "auto",
+    as_json: o.Json = False,
+) -> None:
+    """What each binary layer costs in accuracy, a KiB, and which layers are worth keeping float.
+
+    Of a file: each layer is set free from its signs and fine-tuned alone for a few steps. Of a float model,
+    as a forecast: each layer alone becomes binary, untrained. On training images, so that reported ones are
+    not chosen on. With --budget or --points, ends in the lines of a recipe. Interrupted, it continues.
+
+    bnnpp analyze runs/resnet20-bnn++-bw/model.safetensors --budget 80KiB
+
+    bnnpp analyze deit_tiny --data-dir imagenette --by block
+    """
+    if by not in LEVELS:
+        raise InputError(f"'{by}' is neither layer nor block", where="--by")
+    if budget is not None and points is not None:
+        raise InputError("--budget and --points exclude each other", hint="Leave one of them out.")
+    size = None if budget is None else _bytes(budget)
+    opened, folder = _target(
+        target, {"--weights": weights, "--task": task, "--recipe": recipe, "--set": set_}
+    )
+    from binarize_cli.cli.binarize import recipe_from_flags
+
+    chosen = recipe_from_flags(recipe, {"task": task}, set_ or [])  # of a file nobody asks for it
+    file = (output or folder) / "analysis.json"
+
+    from binarize_cli.analysis.session import Asked, analyse, open_file, open_model
+    from binarize_cli.data.datasets import open_dataset, open_recorded
+    from binarize_cli.report.tables import gains_table
+
+    asked = Asked(
+        images=images,
+        steps=steps,
+        batch_size=batch_size or Asked.batch_size,
+        by_block=by == "block",
+        budget=size,
+        points=points,
+        device=device,
+    )
+    if opened is not None:
+        data = opened.document.data
+        if opened.document.model.source == "caller":
+            hint = "bnnpp.load_into puts it into a model of your own."
+            raise InputError("its architecture is not in the file", where=target, hint=hint)
+        if dataset is not None or data_dir is not None:
+            images_of = open_dataset(dataset, data_dir)
+        else:
+            images_of = open_recorded(data.dataset, data.data_dir)
+        session = open_file(opened, images_of, asked)
+    else:
+        from binarize_cli.models import names
+
+        session = open_model(names.resolve(target), chosen, open_dataset(dataset, data_dir), weights, asked)
+    document = analyse(session, file, _progress)
+    if as_json:
+        result(json.dumps(document))
+        return
+    table = gains_table(document["gains"])
+    if document["choice"]:
+        show(table)
+        _tell_choice(document)
+    else:
+        stdout().print(table)
+    say(f"written: {file}")
+
+
+def _target(target: str, flags: dict[str, Any]) -> tuple[Any, Path]:
+    """Return the packed file, or None for a model, and the default folder. Raises InputError."""
+    path = Path(target)
+    if not path.is_file():
+        if path.suffix == ".safetensors":
+            raise InputError("no such file", where=target, hint="Give a file that 'bnnpp binarize' wrote.")
+        return None, Path("runs") / f"analyze-{target.replace('/', '-')}"
+    if wrong := next((flag for flag, value in flags.items() if value), None):
+        raise InputError(f"{wrong} goes with a model, not with a file", hint="Leave it out.")
+
+    from binarize_cli.packed.format import read
+
+    return read(path), path.parent
+
+
+def _bytes(text: str) -> int:
+    """Return the bytes of `1.3MiB`, `80 KiB`, `1000`."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if found is None or found[2].lower() not in UNITS:
+        raise InputError(f"'{text}' is no size", where="--budget", hint="For instance 1.3MiB or 80KiB.")
+    return int(float(found[1]) * UNITS[found[2].lower()])
+
+
+def _progress(done: int, of: int, last: Any) -> None:
+    if last is None:
+        say(f"{of} layers or blocks to look at" + (f", {done} of them before" if done else ""))
+        return
+    found = f"{last.points:+.2f} points, loss {-last.loss:+.4f}, {last.bytes / 1024:.1f} KiB"
+    say(f"{done}/{of} {last.name}: {found}")
+
+
+def _tell_choice(document: dict[str, Any]) -> None:
+    """Print what was chosen: what it scores on the same images, and the lines for a recipe."""
+    from binarize_cli.report.tables import size
+
+    choice, before = document["choice"], document["binary"]
+    gained = choice["score"]["top1"] - before["top1"]
+    say(
+        f"{len(choice['layers'])} layers float together: top-1 {before['top1']:.2f} -> "
+        f"{choice['score']['top1']:.2f} ({gained:+.2f}), {size(document['bytes'])} -> {size(choice['bytes'])}"
+    )
+    result(choice["snippet"].rstrip())
