@@ -92,18 +92,18 @@ def _console(stderr: bool) -> Console:
 
 @cache
 def stderr() -> Console:
-    """What a person watches: stderr."""
+    """Return the console of stderr, which a person watches."""
     return _console(stderr=True)
 
 
 @cache
 def stdout() -> Console:
-    """The result where that is a table or a card: stdout."""
+    """Return the console of stdout, for a result that is a table or a card."""
     return _console(stderr=False)
 
 
 def live() -> bool:
-    """Whether a person watches: a live display then, plain timestamped lines otherwise."""
+    """Return whether a person watches: then there is a live display, else plain lines with the time."""
     return stderr().is_terminal
 
 
@@ -137,12 +137,12 @@ def print_log() -> None:
 
 
 def show(table: Table) -> None:
-    """A table, on stderr."""
+    """Print a table on stderr."""
     stderr().print(table)
 
 
 def result(text: str) -> None:
-    """The result, on stdout: a path or one JSON document."""
+    """Print the result on stdout: a path or one JSON document."""
     if is_rank0():
         out = Stream("stdout")
         out.write(text + "\n")

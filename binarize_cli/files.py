@@ -61,7 +61,7 @@ def shortened(text: str, limit: int = 200) -> str:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` when the block ends well: temporary file, fsync, rename.
+    """Open a file that takes the place of `path` when the block ends well: temporary file, fsync, rename.
 
     A reader sees the old content or the new, never a part. Raises InputError when the disk is full or the
     place cannot be written; what was there before is kept.
@@ -255,7 +255,7 @@ class Choice:
 
 
 def choose_run(name: str, output: Path | None, resume: Resume, overwrite: bool, command: str = "") -> Choice:
-    """The folder to write to; nothing is created yet.
+    """Return the folder to write to; nothing is created yet.
 
     With `output` that folder, else `runs/<name>`, then `-2`, `-3` ...: an unfinished one of these to resume
     (`always` the newest, `auto` the newest that the same `command` started, if there is one), otherwise the
@@ -279,7 +279,7 @@ def choose_run(name: str, output: Path | None, resume: Resume, overwrite: bool, 
 
 
 def _numbered(name: str) -> list[RunFolder]:
-    """`runs/<name>`, then `-2`, `-3` ..., up to the first that does not exist."""
+    """Yield `runs/<name>`, then `-2`, `-3` ..., up to the first that does not exist."""
     numbered = [RunFolder(Path("runs") / name)]
     while kind_of(numbered[-1].path):
         numbered.append(RunFolder(Path("runs") / f"{name}-{len(numbered) + 1}"))
@@ -334,7 +334,7 @@ def read_report(run: RunFolder) -> dict:
 
 
 def check_same_run(run: RunFolder, now: dict) -> None:
-    """Raises InputError, naming each difference, where the run to resume was started with something else."""
+    """Raise InputError, naming each difference, if the run to resume was started with something else."""
     old, new = _flat(_read_json(run.identity)), _flat(now)
     changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     if changed:
@@ -355,7 +355,7 @@ def _read_json(path: Path) -> dict:
 
 
 def _flat(tree: dict, prefix: str = "") -> dict:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    """Return a nested mapping with dotted keys: {"a": {"b": 1}} -> {"a.b": 1}."""
     items: dict = {}
     for key, value in tree.items():
         items |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
@@ -363,7 +363,7 @@ def _flat(tree: dict, prefix: str = "") -> dict:
 
 
 def check_weights(weights: Path | None, output: Path | None) -> None:
-    """Raises InputError where there is nothing at `weights`, or where the packed file would replace it."""
+    """Raise InputError if there is nothing at `weights`, or where the packed file would replace it."""
     if weights is None:
         return
     if kind_of(weights) is None:
@@ -374,7 +374,7 @@ def check_weights(weights: Path | None, output: Path | None) -> None:
 
 
 def check_space(path: Path, needed: int) -> None:
-    """Raises InputError where fewer than `needed` bytes are free at `path` (which need not exist yet)."""
+    """Raise InputError if fewer than `needed` bytes are free at `path` (which need not exist yet)."""
     place = path.absolute()
     while not place.exists():
         place = place.parent

@@ -22,7 +22,7 @@ from binarize_cli import peer_watchdog
 from binarize_cli.errors import BnnppError, InputError
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 T = TypeVar("T")
 PATIENCE = timedelta(
@@ -45,10 +45,13 @@ class RankInfo:
 
 
 def find_rank_info(env: Mapping[str, str]) -> RankInfo:
-    """This process's info, by torchrun's variables, else by those of an srun of several tasks.
+    """Return this process's info, by torchrun's variables, else by those of an srun of several tasks.
 
     A batch script's own shell counts tasks too, without being one of them: only a step (srun) has
-    SLURM_STEP_NUM_TASKS. Raises InputError where the variables do not make sense.
+    SLURM_STEP_NUM_TASKS. Raises InputError if the variables do not make sense.
+
+    >>> find_rank_info({"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_PORT": "9"}).world
+    4
     """
     if "RANK" in env and "WORLD_SIZE" in env:
         names = {"rank": "RANK", "world": "WORLD_SIZE", "local_rank": "LOCAL_RANK", "port": "MASTER_PORT"}
@@ -69,13 +72,17 @@ def find_rank_info(env: Mapping[str, str]) -> RankInfo:
 
 
 def first_host(nodes: str) -> str:
-    """The first name of SLURM's compressed list: `n[01-04,7]-ib,m1` -> `n01-ib`."""
+    """Return the first name of SLURM's compressed list.
+
+    >>> first_host("n[01-04,7]-ib,m1")
+    'n01-ib'
+    """
     first = re.match(r"(\[[^\]]*\]|[^,\[])+", nodes)
     return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first[0]) if first else nodes
 
 
 def _port(env: Mapping[str, str]) -> int:
-    """One for each step of each job, below the range that Linux hands out by itself."""
+    """Return a port for each step of each job, below the range that Linux hands out by itself."""
     return 15_000 + (7 * _number(env, "SLURM_JOB_ID") + _number(env, "SLURM_STEP_ID", "0")) % 16_000
 
 
@@ -100,12 +107,12 @@ def _checked(info: RankInfo) -> RankInfo:
 
 @cache
 def rank_info() -> RankInfo:
-    """This process's info, by its environment."""
+    """Return this process's info, by its environment."""
     return find_rank_info(os.environ)
 
 
 def is_rank0() -> bool:
-    """Whether this rank prints and writes files. Also known before the ranks have met."""
+    """Return whether this rank prints and writes files. Also known before the ranks have met."""
     try:
         return rank_info().rank == 0
     except InputError:  # `start` will raise it
@@ -119,7 +126,7 @@ _meetings = 0  # so far: each has keys of its own in the store
 
 
 def start() -> None:
-    """Meet the other ranks. Raises InputError where they do not all come."""
+    """Meet the other ranks. Raises InputError if they do not all come."""
     global _store
     info = rank_info()
     if info.world == 1 or _store is not None:
@@ -166,7 +173,7 @@ def leave(code: int, on_all_ranks: bool) -> None:
 
 
 def await_alarm() -> None:
-    """Before an error is shown that may be the echo of another rank's death: then the watchdog ends us."""
+    """Wait before an error is shown: if it is the echo of another rank's death, the watchdog ends us."""
     if _store is not None:
         time.sleep(ALARM_SECONDS)
 
@@ -184,7 +191,7 @@ def world() -> int:
 
 
 def broadcast_from_rank0(compute: Callable[[], T]) -> T:
-    """What `compute` returns, or the BnnppError it raises, on the first rank: on every rank."""
+    """Run `compute` on rank 0; return its value, or raise its BnnppError, on every rank."""
     if world() == 1:
         return compute()
     key = _key()
@@ -202,7 +209,7 @@ def broadcast_from_rank0(compute: Callable[[], T]) -> T:
 
 @contextmanager
 def raise_on_all_ranks() -> Iterator[None]:
-    """A BnnppError that any rank raises inside, every rank raises: that of the lowest rank."""
+    """Raise on every rank a BnnppError that any rank raises inside the block: that of the lowest rank."""
     fault: BnnppError | None = None
     try:
         yield
@@ -227,7 +234,7 @@ def barrier() -> None:
 
 
 def _exchange(value: Any) -> list[Any]:
-    """Everyone's value, by rank."""
+    """Return everyone's value, by rank."""
     key = _key()
     _store.set(f"{key}/{rank()}", pickle.dumps(value))
     return [pickle.loads(_store.get(f"{key}/{number}")) for number in range(world())]
@@ -235,9 +242,9 @@ def _exchange(value: Any) -> list[Any]:
 
 @contextmanager
 def rank0_first() -> Iterator[None]:
-    """The first rank goes through the block first, then one of each node, then all others together.
+    """Let rank 0 through the block first, then one rank of each node, then all others together.
 
-    So that a download or a cache is made once, and found by the rest.
+    So a download or a cache is made once, and found by the rest.
     """
     if world() == 1:
         yield
@@ -261,7 +268,7 @@ def _key() -> str:
 
 
 def reduce_sum(tensor: Tensor) -> Tensor:
-    """The sum over ranks, in info."""
+    """Replace a tensor by its sum over ranks, and return it."""
     if world() > 1:
         from torch import distributed
 
@@ -270,7 +277,7 @@ def reduce_sum(tensor: Tensor) -> Tensor:
 
 
 def reduce_mean(tensor: Tensor) -> Tensor:
-    """The mean over ranks, in info."""
+    """Replace a tensor by its mean over ranks, and return it."""
     return reduce_sum(tensor).div_(world()) if world() > 1 else tensor
 
 
@@ -281,12 +288,3 @@ def broadcast(tensors: Iterable[Tensor]) -> None:
 
         for tensor in tensors:
             distributed.broadcast(tensor, src=0)
-
-
-def wrap_ddp(net: nn.Module) -> nn.Module:
-    """The network as it is trained: its gradients are the means over all ranks."""
-    if world() == 1:
-        return net
-    from torch.nn.parallel import DistributedDataParallel
-
-    return DistributedDataParallel(net)

@@ -48,7 +48,7 @@ class Draft:
             self.places.setdefault(path[:depth], place)
 
     def validate(self) -> Recipe:
-        """The recipe. Raises InputError with every fault, each with its line or flag."""
+        """Return the recipe. Raises InputError with every fault, each with its line or flag."""
         try:
             return Recipe.model_validate(self.data)
         except ValidationError as error:
@@ -66,17 +66,17 @@ class Draft:
         raise InputError(several + "".join(f"\n  {line}" for line in lines), where=self.origin, hint=hint)
 
     def _place(self, error: Mapping) -> str:
-        """The line of the file, or the flag, that a fault is in."""
+        """Return the line of the file, or the flag, that a fault is in."""
         return self.places.get(self._known_part(error["loc"]), self.origin)
 
     def _known_part(self, path: tuple) -> tuple:
-        """As much of a path as has a place: pydantic appends the branch of a union it tried."""
+        """Return as much of a path as has a place: pydantic appends the branch of a union it tried."""
         while path and path not in self.places:
             path = path[:-1]
         return path
 
     def _key(self, error: Mapping) -> tuple:
-        """What a fault is about: an unknown or missing key, or the value at a known one."""
+        """Return what a fault is about: an unknown or missing key, or the value at a known one."""
         return (
             error["loc"]
             if error["type"] in ("extra_forbidden", "missing")
@@ -84,7 +84,7 @@ class Draft:
         )
 
     def _fault(self, error: Mapping) -> str:
-        """One line: place, key, what is wrong."""
+        """Return a fault as one line: place, key, what is wrong."""
         place = self._place(error)
         key = ".".join(str(part) for part in (self._key(error) or error["loc"]))
         if error["type"] == "extra_forbidden":
@@ -108,7 +108,7 @@ def _shown(value: Any) -> str:
 
 
 def _keys(path: tuple) -> list[str]:
-    """The known keys of a section of the recipe."""
+    """Return the known keys of a section of the recipe."""
     section: type[Section] = Recipe
     for part in path:
         inner = getattr(section.model_fields.get(part), "annotation", None)
@@ -125,14 +125,14 @@ class _Loader(yaml.SafeLoader):
     """
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """yaml's own, but for aliases."""
+        """Compose a node as yaml does, but refuse aliases."""
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark
             raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read here", mark)
         return super().compose_node(parent, index)
 
     def construct_scalar(self, node: Any) -> Any:
-        """yaml's own, but for text that no file can hold."""
+        """Construct a scalar as yaml does, but refuse text that no file can hold."""
         value = super().construct_scalar(node)
         if isinstance(value, str) and not value.isascii() and re.search("[\ud800-\udfff]", value):
             what = "half a character (a lone surrogate)"
@@ -147,7 +147,11 @@ _Loader.add_implicit_resolver(
 
 
 def parse_value(text: str) -> Any:
-    """The value of `--set key=value`, read as YAML. Raises InputError where it is none."""
+    """Return the value of `--set key=value`, read as YAML. Raises InputError if it is not YAML.
+
+    >>> parse_value("1e-4"), parse_value("[first]")
+    (0.0001, ['first'])
+    """
     try:
         return yaml.load(text, Loader=_Loader)
     except RecursionError:
@@ -158,7 +162,7 @@ def parse_value(text: str) -> Any:
 
 
 def parse(text: str, origin: str) -> Draft:
-    """YAML text as a draft. Raises InputError on broken YAML, a repeated key, or text that is no mapping."""
+    """Return YAML text as a draft. Raises InputError on broken YAML, a repeated key, or no mapping."""
     try:
         node = yaml.compose(text, Loader=_Loader)
         data = yaml.load(text, Loader=_Loader)
@@ -175,7 +179,7 @@ def parse(text: str, origin: str) -> Draft:
 
 
 def _places(node: yaml.Node | None, origin: str) -> dict[tuple, str]:
-    """Path of keys -> `origin:line`. Raises InputError on a repeated key."""
+    """Return {path of keys: `origin:line`}. Raises InputError on a repeated key."""
     places: dict[tuple, str] = {}
     for path, line in _lines(node) if node else ():
         if path in places:
@@ -185,7 +189,7 @@ def _places(node: yaml.Node | None, origin: str) -> dict[tuple, str]:
 
 
 def _lines(node: yaml.Node, path: tuple = ()) -> Iterator[tuple[tuple, int]]:
-    """(path of keys, line) of every key in the document."""
+    """Yield (path of keys, line) of every key in the document."""
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             yield (*path, key.value), key.start_mark.line + 1
@@ -193,25 +197,29 @@ def _lines(node: yaml.Node, path: tuple = ()) -> Iterator[tuple[tuple, int]]:
 
 
 def folder() -> Path:
-    """Where the recipes lie: inside an installed package, at the top of a checkout."""
+    """Return where the recipes lie: inside an installed package, at the top of a checkout."""
     package = Path(__file__).parent
     inside = package / "recipes"
     return inside if inside.is_dir() else package.parent / "recipes"
 
 
 def names() -> list[str]:
-    """The names of the recipes that come with the tool, such as `default` and `paper/bnn++`."""
+    """Return the names of the recipes that come with the tool, such as `default` and `paper/bnn++`."""
     root = folder()
     return sorted(p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.yaml"))
 
 
 def default(task: str | None) -> str:
-    """The name of the recipe that a plain command with this task uses."""
+    """Return the name of the recipe that a plain command with this task uses.
+
+    >>> default(None), default("bwa")
+    ('default', 'binary-activations')
+    """
     return "binary-activations" if task in ("bwa", "bwaa") else "default"
 
 
 def read(name_or_file: str) -> Draft:
-    """A recipe by name, or from a file. Raises InputError if there is none."""
+    """Return the draft of a recipe, by its name or from a file. Raises InputError if there is none."""
     known = names()
     path = folder() / f"{name_or_file}.yaml" if name_or_file in known else Path(name_or_file)
     if kind_of(path) != "file":

@@ -142,7 +142,7 @@ def _tell(error: BnnppError) -> int:
 
 
 def _usage(error: UsageError) -> InputError:
-    """A usage error in the form of all others: what, where, what to try (in our words, not click's)."""
+    """Return a usage error in the form of all others: what, where, what to try (in our words)."""
     context = error.ctx
     where = context.command_path if context else "bnnpp"
     hint = f"Try '{where} --help'."

@@ -42,7 +42,7 @@ def train(
     compile: o.Compile = False,
     as_json: o.Json = False,
 ) -> None:
-    """A training step of the binary model, beside one of the float model: time and memory.
+    """Measure a training step of the binary model beside one of the float model: time and memory.
 
     All in one run, step by step in turn, without a teacher, from random weights; medians.
 
@@ -97,7 +97,7 @@ def score(
     device: o.Device = "auto",
     as_json: o.Json = False,
 ) -> None:
-    """Images a second of packed files, beside their float models, on random images; medians.
+    """Measure the images a second of packed files beside their float models: medians, on random images.
 
     bnnpp bench score runs/*/model.safetensors
     """
@@ -121,7 +121,7 @@ def _ratios(float_cost: Any, cost: Any) -> dict[str, float | None]:
 
 
 def _costs_table(costs: dict) -> Table:
-    """A column a kind; under the float one's figures, how much more the others take."""
+    """Return a table with a column a kind; under the float one's figures, how much more the others take."""
     table = Table(box=box.SIMPLE)
     table.add_column("ms a step")
     for kind in costs:

@@ -64,7 +64,7 @@ def compare(
     ] = None,
     as_json: o.Json = False,
 ) -> None:
-    """One table of several methods on the same model and data: a run for each method and seed.
+    """Make one table of several methods on the same model and data: a run for each method and seed.
 
     Writes compare.html, .md, .csv and .json to the folder of the runs, or with --from to --output.
 
@@ -135,7 +135,7 @@ def _tell(runs: list[Any], folder: Path, error: Any, as_json: bool) -> None:
 
 
 def _entries(methods: str | None, recipes: str | None, tasks: str | None) -> list[Entry]:
-    """The rows asked for, every name checked before the first run starts."""
+    """Return the rows asked for, every name checked before the first run starts."""
     from binarize_cli import recipe_io
     from binarize_cli.quantizers.methods import METHODS, find_method
 

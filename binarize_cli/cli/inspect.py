@@ -10,7 +10,7 @@ from binarize_cli.errors import printable
 
 
 def inspect(file: o.PackedFile, as_json: o.Json = False) -> None:
-    """What a packed file holds: every layer, binary or float and why, every byte. Builds no model.
+    """Show what a packed file holds: every layer, binary or float and why, every byte. Builds no model.
 
     bnnpp inspect runs/digits_vit-bnn++-bw/model.safetensors --json | jq .bytes
     """

@@ -124,7 +124,7 @@ Overwrite = Annotated[bool, run("--overwrite", help="Replace what the run folder
 
 
 def check_choice(text: str, choices: Sequence[str], flag: str) -> None:
-    """Raises InputError where a flag's word is none of its choices."""
+    """Raise InputError if a flag's word is none of its choices."""
     from binarize_cli.errors import InputError, did_you_mean
 
     if text not in choices:
@@ -133,7 +133,7 @@ def check_choice(text: str, choices: Sequence[str], flag: str) -> None:
 
 
 def numbers(text: str | None, flag: str) -> list[float] | None:
-    """The numbers of a flag that takes several. Raises InputError where one is none."""
+    """Return the numbers of a flag that takes several. Raises InputError if a word is not a number."""
     if text is None:
         return None
     from binarize_cli.errors import InputError
@@ -146,7 +146,7 @@ def numbers(text: str | None, flag: str) -> list[float] | None:
 
 
 def known_tasks(text: str | None) -> list[str]:
-    """The tasks that `--tasks` names. Raises InputError on an unknown one."""
+    """Return the tasks that `--tasks` names. Raises InputError on an unknown one."""
     from binarize_cli.errors import InputError, did_you_mean
     from binarize_cli.recipe import TASKS
 
@@ -159,7 +159,11 @@ def known_tasks(text: str | None) -> list[str]:
 
 
 def words(text: str | None) -> list[str]:
-    """The words of a flag that takes several, with commas between."""
+    """Return the words of a flag that takes several, with commas between.
+
+    >>> words("bc, bnn++,")
+    ['bc', 'bnn++']
+    """
     return [word.strip() for word in (text or "").split(",") if word.strip()]
 
 
@@ -167,7 +171,7 @@ class WithResume(TyperCommand):
     """A command in which `--resume` alone means `--resume always`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """click's own parsing, after the word that was left out is put in."""
+        """Put in the word that was left out, then parse as click does."""
         modes = get_args(ResumeMode)
         for place in range(len(args), 0, -1):
             if args[place - 1] == "--resume" and (args[place:] or [""])[0] not in modes:

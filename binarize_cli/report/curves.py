@@ -37,7 +37,7 @@ class Curves:
 
 
 def sample(method: Method, schedules: Mapping[str, Schedule], normalize: float | None) -> Curves:
-    """The curves with these schedules; `normalize` is n in multiples of mean |w*|, or None for n = 1."""
+    """Return the curves with these schedules; `normalize` is n in multiples of mean |w*|, None for n = 1."""
     reach = 3 / normalize if normalize else None
     half = max(1.25, reach or 0)  # beyond 1, where the clipped estimators end
     x = np.linspace(-half, half, POINTS)

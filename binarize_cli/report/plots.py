@@ -36,7 +36,7 @@ STYLE: dict[Any, Any] = {
 
 
 def quantizer_curves(curves: Curves, panels: Sequence[str] = ("F", "B")) -> Figure:
-    """F over x and B over x (over its peak), a line a moment; shaded where the weights lie.
+    """Plot F over x and B over x (divided by its peak), a line a moment; where the weights lie is shaded.
 
     A method without B has the panel of F alone.
     """

@@ -27,14 +27,18 @@ PARTS = {
 
 
 def size(count: int) -> str:
-    """Bytes as a person reads them: 812 bytes, 44.0 KiB, 1.23 MiB."""
+    """Return bytes as a person reads them.
+
+    >>> size(812), size(45056), size(1289749)
+    ('812 bytes', '44.0 KiB', '1.23 MiB')
+    """
     if count < 1024:
         return f"{count} bytes"
     return f"{count / 2**10:.1f} KiB" if count < 2**20 else f"{count / 2**20:.2f} MiB"
 
 
 def size_sentence(sizes: Mapping[str, int], float32_bytes: int, ratio: float, binary_weights: int) -> str:
-    """Why the file is as small as it is. `sizes`: total, binary, scales, float and metadata, in bytes."""
+    """Return why the file is as small as it is. `sizes` in bytes: total, binary, scales, float, metadata."""
     smaller = f"so the file ({size(sizes['total'])}) is {ratio:.1f} times smaller than float32"
     smaller += f" ({size(float32_bytes)})"
     rest = {part: sizes[part] for part in ("scales", "float", "metadata")}
@@ -58,7 +62,7 @@ def bound_sentence(smaller_than: Mapping[str, float], bound: int, over: float) -
 
 
 def macs_sentence(macs: Mapping[str, int]) -> str:
-    """What the layers multiply for one image. `macs`: binary, signs and float, counts."""
+    """Return what the layers multiply for one image. `macs`: binary, signs and float, counts."""
     words = {
         "binary": "sign by sign (a bit operation)",
         "signs": "float by sign (an addition)",
@@ -74,7 +78,7 @@ def macs_sentence(macs: Mapping[str, int]) -> str:
 
 
 def accumulator_text(rule: Mapping | None) -> str:
-    """`int8`, the bits a tile's sum loses, and what share of the sums overflowed."""
+    """Return what an accumulator is: `int8`, the bits that a tile's sum loses, the share of overflows."""
     if rule is None:
         return ""
     wraps = " wraps" if rule["overflow"] == "wrap" else ""
@@ -127,7 +131,7 @@ def layers_table(rows: Sequence[Mapping]) -> Table:
 
 
 def accuracy_table(accuracy: Mapping[str, Mapping | None]) -> Table:
-    """What each network of the run scored, and last the file itself. One that was not scored is left out."""
+    """Return a table of what each network scored; one that was not scored is left out."""
     table = Table(box=box.SIMPLE)
     table.add_column("network")
     for column in ("top-1", "top-5", "loss", "images"):
@@ -170,7 +174,7 @@ def gains_table(gains: Sequence[Mapping]) -> Table:
 
 
 def worst_table(worst: Sequence[Mapping]) -> Table:
-    """The classes most often mistaken, from `evaluation.worst_confusions`."""
+    """Return the classes most often mistaken, from `evaluation.worst_confusions`."""
     table = Table(box=box.SIMPLE)
     table.add_column("class")
     table.add_column("top-1", justify="right")
@@ -181,5 +185,5 @@ def worst_table(worst: Sequence[Mapping]) -> Table:
 
 
 def mistaken_for(row: Mapping) -> str:
-    """`cat (5), dog (2)`."""
+    """Return what a class is mistaken for, such as `cat (5), dog (2)`."""
     return ", ".join(f"{other['for']} ({other['images']})" for other in row["taken"])

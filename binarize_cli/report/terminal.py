@@ -12,7 +12,7 @@ STRIDE = 10  # a terminal shows fewer points than there are
 
 
 def quantizer_plot(curves: Curves, width: int, colour: bool) -> str:
-    """F, and beside it B over its peak, in text `width` columns wide."""
+    """Return F, and beside it B over its peak, as text `width` columns wide."""
     panels: dict[str, list[tuple[str | None, np.ndarray]]] = {
         "F(x)": [(c.label, c.forward) for c in curves.lines]
     }
