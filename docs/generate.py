@@ -15,7 +15,6 @@ import argparse
 import ast
 import json
 import re
-import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from pydantic_core import PydanticUndefined
 from binarize_cli import errors, recipe, recipe_io
 from binarize_cli.cli.methods import cards
 from binarize_cli.quantizers.methods import METHODS
+from binarize_cli.report.comparison import Run, cell, compare_runs, name_of
 from binarize_cli.report.results import as_json, read_results
 
 ROOT = Path(__file__).parents[1]
@@ -261,20 +261,6 @@ def setting(result: Result) -> tuple[str, str, int, str, str, str]:
     )
 
 
-def label(result: Result) -> str:
-    """Return the row's name: the recipe's if the command names one, else the method's."""
-    named = re.search(r"--recipe[ =](\S+)", result["command"])
-    return f"`{named[1].removesuffix('.yaml')}`" if named else f"`{result['method']}`"
-
-
-def spread(values: Sequence[float | None]) -> str:
-    """Return mean, and half the range if there are several; a dash if a value is missing."""
-    if not values or any(value is None for value in values):
-        return "-"
-    mean = f"{statistics.fmean(values):.2f}"
-    return f"{mean} ± {(max(values) - min(values)) / 2:.2f}" if len(values) > 1 else mean
-
-
 def results() -> str:
     """Return a section for each setting, with a row for each method or recipe and task."""
     groups: dict[tuple, list[Result]] = defaultdict(list)
@@ -298,31 +284,25 @@ def _section(key: tuple[str, str, int, str, str, str], group: Sequence[Result]) 
     facts = [f"{precision}", SELECTION.get(select, select), f"on {machine}"]
     if base:
         facts.append(f"float model {' or '.join(base)}")
-    rows = [_row(name, task, runs) for (name, task), runs in _rows(group)]
+    rows = sorted(compare_runs([Run(result) for result in group])["rows"], key=_order)
     heads = ("method or recipe", "task", "n", "packed file, top-1", "soft", "flips %", "file", "minutes")
     commands = "\n".join(sorted({f"$ {_general(r['command'])}" for r in group}))
     details = f"<details><summary>The commands</summary>\n\n```console\n{commands}\n```\n\n</details>"
     title = f"## {model.split('/')[-1]}, {data}, {epochs} epochs"
-    return "\n\n".join([title, f"{'; '.join(facts)}.", table(heads, rows, right=6), details])
+    return "\n\n".join([title, f"{'; '.join(facts)}.", table(heads, map(_row, rows), right=6), details])
 
 
-def _rows(group: Sequence[Result]) -> list[tuple[tuple[str, str], list[Result]]]:
-    rows: dict[tuple[str, str], list[Result]] = defaultdict(list)
-    for result in sorted(group, key=lambda r: (TASKS.index(r["task"]), r["seed"])):
-        rows[label(result), result["task"]].append(result)
-    order = {f"`{name}`": place for place, name in enumerate(METHODS)}
-    return sorted(rows.items(), key=lambda row: (TASKS.index(row[0][1]), order.get(row[0][0], 99), row[0][0]))
+def _order(row: Mapping[str, Any]) -> tuple[int, int, str]:
+    """Return the key by which rows are sorted: by task, then as methods are listed, recipes last."""
+    names = list(METHODS)
+    place = names.index(row["row"]) if row["row"] in names else len(names)
+    return TASKS.index(row["task"]), place, row["row"]
 
 
-def _row(name: str, task: str, runs: Sequence[Result]) -> tuple[str, ...]:
-    def top1(network: str) -> list[float | None]:
-        return [(run["accuracy"][network] or {}).get("top1") for run in runs]
-
-    flips = [None if run["flips"] is None else 100 * run["flips"] for run in runs]
-    size = f"{runs[0]['bytes'] / 1024:.0f} KiB ({runs[0]['float32_bytes'] / runs[0]['bytes']:.1f}x)"
-    minutes = f"{statistics.fmean(run['seconds'] for run in runs) / 60:.1f}"
-    scores = f"**{spread(top1('packed'))}**", spread(top1("soft"))
-    return name, task, str(len(runs)), *scores, spread(flips), size, minutes
+def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
+    size = f"{row['bytes'] / 1024:.0f} KiB ({row['ratio']:.1f}x)"
+    scores = f"**{cell(row['packed'])}**", cell(row["soft"]), cell(row["flips"])
+    return f"`{row['row']}`", row["task"], str(row["n"]), *scores, size, f"{row['seconds']['mean'] / 60:.1f}"
 
 
 def _general(command: str) -> str:
@@ -331,21 +311,25 @@ def _general(command: str) -> str:
 
 
 def results_summary() -> str:
-    """Return the README's table: the mean top-1 of the default recipes' packed files."""
-    cells: dict[tuple[str, str, int], dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
-    for result in stored():
-        if result["method"] == "bnn++" and label(result) == "`bnn++`" and setting(result)[4] != "val":
-            model, data, epochs, *_ = setting(result)
-            cells[model, data, epochs][result["task"]].append(result)
+    """Return the README's table: top-1 of the packed files of plain `--method bnn++` commands."""
+    plain = [
+        r for r in stored() if r["method"] == "bnn++" and not re.search(r"--(recipe|set)\b", r["command"])
+    ]
+    plain = [result for result in plain if setting(result)[4] != "val"]
+    cells: dict[tuple[str, str, int], dict[str, list[Mapping[str, Any]]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
+    for row in compare_runs([Run(result) for result in plain])["rows"] if plain else []:
+        cells[row["model"].split("/")[-1], row["data"], row["epochs"]][row["task"]].append(row)
     if not cells:
         return "No result is stored yet."
     rows = []
     for (model, data, epochs), tasks in sorted(cells.items()):
-        runs = [run for group in tasks.values() for run in group]
-        base = spread([runs[0]["accuracy"]["float"]["top1"]])
-        packed = [spread([r["accuracy"]["packed"]["top1"] for r in tasks[task]]) for task in TASKS]
-        seeds = len({run["seed"] for run in runs})
-        rows.append((f"{model.split('/')[-1]}, {data}", str(epochs), str(seeds), base, *packed))
+        found = [row for each in tasks.values() for row in each]
+        base = next((cell(row["float"]) for row in found if row["float"]), "-").split(" ")[0]
+        packed = ["; ".join(cell(row["packed"]) for row in tasks[task]) or "-" for task in TASKS]
+        seeds = "; ".join(sorted({str(row["n"]) for row in found}))
+        rows.append((f"{model}, {data}", str(epochs), seeds, base, *packed))
     return table(("model, data", "epochs", "seeds", "float", *(f"`{task}`" for task in TASKS)), rows, right=6)
 
 
@@ -379,7 +363,7 @@ def store(place: Path) -> None:
     RESULTS.mkdir(exist_ok=True)
     for _, result in read_results([place]):
         model, precision = result["model"].split("/")[-1], result["provenance"]["precision"]
-        words = (model, result["data"]["name"], label(result).strip("`"), result["task"], precision)
+        words = (model, result["data"]["name"], name_of(result), result["task"], precision)
         name = "-".join((*words, f"{result['recipe']['train']['epochs']}epochs", f"seed{result['seed']}"))
         (RESULTS / f"{name.replace('/', '-')}.json").write_text(as_json(result), encoding="utf-8")
 

@@ -61,13 +61,14 @@ def a_result(top1: float, seed: int, method: str = "bnn++", task: str = "bw", **
         "task": task,
         "seed": seed,
         "recipe": {"train": {"epochs": 3, "seed": seed, "select": "last", **train}},
-        "data": {"name": "digits", "train_images": 1437, "val_images": 360},
+        "data": {"name": "digits", "fingerprint": "f", "train_images": 1437, "val_images": 360},
         "accuracy": {"float": scores | {"top1": 98.0}, "soft": None, "hard": scores, "packed": scores},
         "bytes": 2048,
         "float32_bytes": 20480,
         "seconds": 90.0,
         "flips": 0.01,
         "epochs": 3,
+        "curve": {"epoch": [], "soft": [], "hard": []},
         "provenance": {"precision": "float32", "device": "cpu"},
     }
 
@@ -84,6 +85,15 @@ def test_results_are_grouped_by_what_must_be_equal_and_averaged_over_seeds(gener
     assert "/home/me" not in page and "$ bnnpp binarize digits_vit --method bc --seed 0" in page
     row = "| digits_vit, digits (1,437 training images) | 3 | 2 | 98.00 | 97.50 ± 0.50 | - | - |"
     assert row in generate.results_summary()
+
+
+def test_runs_of_other_settings_are_not_averaged(generate, monkeypatch):
+    other = a_result(50.0, 1, lr=1.0)
+    other["command"] += " --set train.lr=1.0"
+    monkeypatch.setattr(generate, "stored", lambda: [a_result(97.0, 0), other])
+    page = generate.results()
+    assert "| bw | 1 | **97.00** |" in page and "| bw | 1 | **50.00** |" in page
+    assert "train.lr=1.0" in page and "50.00" not in generate.results_summary()
 
 
 def test_without_results_the_pages_say_so(generate, monkeypatch):
