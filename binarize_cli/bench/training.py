@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 
 from binarize_cli.binarize.attention import use_linear_projections
+from binarize_cli.binarize.bank import LatentBank
 from binarize_cli.binarize.convert import latent_weights
 from binarize_cli.binarize.prepare import BinaryNetwork, make_binary, rewrite_and_choose
 from binarize_cli.data.batches import choose_workers
@@ -210,13 +211,18 @@ class Walk:
                 weights.grad_fn.register_prehook(lambda *_: start("quantizers"))
                 weights.grad_fn.register_hook(lambda *_: stop("quantizers"))
 
-        handles = [
+        handles: list[Any] = [
             net.register_forward_pre_hook(lambda *_: start("forward")),
             net.register_forward_hook(lambda *_: stop("forward")),
             optimizer.register_step_pre_hook(lambda *_: start("optimizer")),
             optimizer.register_step_post_hook(lambda *_: stop("optimizer")),
         ]
+        banks = {id(weight.bank): weight.bank for _, weight in latent_weights(net) if weight.bank}
+        for bank in banks.values():
+            handles.append(_WatchedBank(bank, start, after_weights))
         for _, weight in latent_weights(net):
+            if weight.bank:
+                continue
             handles.append(weight.register_forward_pre_hook(lambda *_: start("quantizers")))
             handles.append(weight.register_forward_hook(after_weights))
         return handles
@@ -231,6 +237,25 @@ class Walk:
             spent[name] += self._now() - begun[name]
 
         return start, stop
+
+
+class _WatchedBank:
+    """Looks on while a bank computes the weights of many layers, until `remove`."""
+
+    def __init__(self, bank: LatentBank, start: Callable[[str], None], after: Callable[..., None]):
+        self.bank = bank
+
+        def compute() -> None:
+            start("quantizers")
+            LatentBank.compute(bank)
+            after(None, None, bank.weights[0]())
+
+        if not bank.signs:  # asked for signs, weights are not seen
+            vars(bank)["compute"] = compute
+
+    def remove(self) -> None:
+        """Look on no more."""
+        vars(self.bank).pop("compute", None)
 
 
 def _endless(trainer: Trainer) -> Iterator[Sequence[Batch]]:

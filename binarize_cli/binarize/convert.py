@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from binarize_cli.binarize.activations import InputQuantizer, LatentInput, SignInput
+from binarize_cli.binarize.bank import add_banks, remove_banks
 from binarize_cli.binarize.calibrate import BinaryInputs, Calibration, InputStats
 from binarize_cli.binarize.float_accumulator import FloatAccumulator
 from binarize_cli.binarize.int8 import from_int8, has_rows, to_int8
@@ -52,7 +53,11 @@ def to_latents(
         source = LatentWeight(module.weight, weights)
         return BINARY_LAYERS[type(module)](module, source, inputs[0], accumulator, binary.pad_value)
 
-    return replace_layers(net, names, make)
+    net = replace_layers(net, names, make)
+    for signs in (False, True):  # with binary inputs layers ask for signs and scales
+        chosen = [layer.source for _, layer in binary_layers(net) if (layer.input is not None) == signs]
+        add_banks(net, [source for source in chosen if isinstance(source, LatentWeight)], signs)
+    return net
 
 
 def _latent_input(found: InputStats, quantizer: ActivationQuantizer, binary: BinaryInputs) -> LatentInput:
@@ -97,6 +102,7 @@ def harden(net: nn.Module, dtype: torch.dtype) -> nn.Module:
     not on the way to the disk. With int8 that is the tensors that have rows (`int8`); all else is float16.
     """
     in_rows, dtype = dtype == torch.int8, torch.float16 if dtype == torch.int8 else dtype
+    remove_banks(net)
     for _, layer in binary_layers(net):
         latent = layer.source
         assert isinstance(latent, LatentWeight), "a network is hardened once"

@@ -54,6 +54,11 @@ class Quantizer(PhasedModule):
         """Whether hardening changes the pair: where F is sign all along there is nothing to harden."""
         return self.method.forward is not sign
 
+    @property
+    def is_sign(self) -> bool:
+        """Whether F is sign now."""
+        return self.mode == "hard" or (self.mode == "soft" and not self.has_soft_phase)
+
     def F(self, x: Tensor) -> Tensor:
         """Return the forward quantizer at x, as the network uses it now."""
         if self.mode == "float":

@@ -35,7 +35,8 @@ class LatentWeight(nn.Module):
         self.latent = nn.Parameter(weight.detach().clone().float())
         scale = quantizer.scale
         self.learned_scale = nn.Parameter(scale.magnitude(self.latent)) if scale.learned else None
-        self.cache: dict[str, Any] | None = None  # by `computed_once`
+        self.cache: dict[str, Any] | None = None  # by `computed_once`, or by the bank
+        self.bank: Any = None  # the LatentBank, if one computes these weights with all others
 
     def forward(self) -> Tensor:
         return self._cached("weights", self._weights)
@@ -105,7 +106,11 @@ def computed_once(net: nn.Module) -> Iterator[None]:
     try:
         for layer in layers:
             layer.cache = {}
+            if layer.bank is not None:
+                layer.bank.standing = True
         yield
     finally:
         for layer in layers:
             layer.cache = None
+            if layer.bank is not None:
+                layer.bank.standing = False
