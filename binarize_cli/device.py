@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,7 @@ def place(net: nn.Module, device: torch.device) -> nn.Module:
 def compiled(net: nn.Module) -> Callable[..., Tensor]:
     """Return the network by torch.compile; mu and rho move without recompiling, hardening compiles again."""
     warnings.filterwarnings("ignore", message=".*lru_cache")  # of a function's signature: that never changes
+    torch._dynamo.reset()  # of several stages and runs in one process each may recompile as often as one
     return torch.compile(net)
 
 
@@ -66,6 +68,21 @@ def allow_tf32(amp: str, device: torch.device) -> None:
     if device.type == "cuda":
         torch.set_float32_matmul_precision("highest" if amp == "off" else "high")
         torch.backends.cudnn.allow_tf32 = amp != "off"
+
+
+@contextmanager
+def full_float32(device: torch.device) -> Iterator[None]:
+    """Inside the block CUDA's products of float32 are float32, not TF32, whatever training does."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    allow_tf32("off", device)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def autocast_type(amp: str, device: torch.device) -> torch.dtype | None:

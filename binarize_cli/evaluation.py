@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from binarize_cli import ranks
+from binarize_cli.device import full_float32
 
 
 @dataclass(frozen=True)
@@ -47,24 +48,26 @@ def measure(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: to
     started = time.perf_counter()
     training = net.training
     net.eval()
-    sums = torch.zeros(4, dtype=torch.float64, device=device)  # loss, images, first, among the first five
-    confusion: Tensor | None = None
-    for inputs, targets in batches:
-        inputs, targets = inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
-        logits = net(inputs).float()
-        classes = logits.shape[1]
-        if confusion is None:
-            confusion = torch.zeros(classes, classes, dtype=torch.long, device=device)
-        ranked = logits.topk(min(5, classes), dim=1).indices  # [N, 5]
-        hits = ranked == targets[:, None]
-        loss = F.cross_entropy(logits, targets, reduction="sum")
-        sums += torch.stack([loss, loss.new_tensor(len(targets)), hits[:, 0].sum(), hits.sum()])
-        confusion += torch.bincount(targets * classes + ranked[:, 0], minlength=classes**2).view(
-            classes, classes
-        )
+    sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, first, among the first five
+    seen, confusion = 0, None
+    with full_float32(device):
+        for inputs, targets in batches:
+            inputs, targets = inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+            logits = net(inputs).float()
+            classes = logits.shape[1]
+            if confusion is None:
+                confusion = torch.zeros(classes, classes, dtype=torch.long, device=device)
+            ranked = logits.topk(min(5, classes), dim=1).indices  # [N, 5]
+            hits = ranked == targets[:, None]
+            loss = F.cross_entropy(logits, targets, reduction="sum")
+            sums += torch.stack([loss, hits[:, 0].sum(), hits.sum()])
+            cells = targets * classes + ranked[:, 0]  # bincount would wait for the device
+            confusion.view(-1).index_add_(0, cells, torch.ones_like(cells))
+            seen += len(targets)
     net.train(training)
     confusion = _over_ranks(confusion, device)
-    loss, images, first, among = ranks.reduce_sum(sums).tolist()
+    totals = torch.cat([sums, sums.new_tensor([seen])])
+    loss, first, among, images = ranks.reduce_sum(totals).tolist()
     return Measurement(
         top1=round(100 * first / images, 4),
         top5=round(100 * among / images, 4),

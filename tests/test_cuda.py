@@ -134,6 +134,63 @@ def test_bench_and_compare_keep_to_the_device(bnnpp, tiny, tmp_path):
     assert sum(gpu.launches.values()) > 1000
 
 
+# --- single rules ------------------------------------------------------------------------------------------
+
+
+def test_scoring_waits_for_its_sums_alone_and_never_in_a_batch():
+    from binarize_cli.evaluation import measure
+
+    with pretended_cuda() as gpu:
+        net = torch.nn.Linear(3, 4).to("cuda")
+        batches = [(torch.randn(5, 3, device="cuda"), torch.arange(5, device="cuda") % 4)] * 6
+        gpu.forget()
+        found = measure(net, batches, CUDA)
+    assert found.images == 30 and sum(map(sum, found.confusion)) == 30
+    assert sum(gpu.waits.values()) <= 3, gpu.waits
+
+
+def test_scoring_is_in_float32_whatever_training_was_in(monkeypatch):
+    from binarize_cli.device import allow_tf32, full_float32
+
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    try:
+        allow_tf32("bf16", CUDA)
+        with full_float32(CUDA):
+            assert torch.get_float32_matmul_precision() == "highest" and not torch.backends.cudnn.allow_tf32
+        assert torch.get_float32_matmul_precision() == "high" and torch.backends.cudnn.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_sums_of_signs_are_integers_whatever_algorithm_cudnn_chooses(monkeypatch):
+    from binarize_cli.binarize import float_accumulator
+    from binarize_cli.binarize.accumulator import Window
+
+    images, weights = (torch.randn(shape).sign() for shape in ((2, 4, 6, 6), (3, 4, 3, 3)))
+    exact, window = torch.nn.functional.conv2d(images, weights), Window((3, 3), (1, 1), (1, 1), 1)
+    whole = torch.nn.functional.conv2d
+    monkeypatch.setattr(float_accumulator.F, "conv2d", lambda *args: whole(*args) * (1 + 1e-6))
+    sums = float_accumulator.FloatAccumulator()
+    with pretended_cuda():
+        there = images.to("cuda"), weights.to("cuda")
+        assert not torch.equal(sums.conv(*there, window).cpu(), exact)
+        sums.integers = True
+        assert torch.equal(sums.conv(*there, window).cpu(), exact)
+
+
+def test_a_step_that_the_scaler_skips_maps_no_latents_and_leaves_the_average(make_trainer, tmp_path):
+    fine_tuning = make_trainer(tmp_path, "pq", "digits_vit", amp="fp16", ema=0.5)
+    step = fine_tuning.step
+    step.scaler = torch.amp.GradScaler("cpu", enabled=True, init_scale=2.0**8)
+    step.phases = type(step.phases)("binary", 4, 0.0)
+    before = {name: tensor.clone() for name, tensor in fine_tuning.net.state_dict().items()}
+    average = {name: tensor.clone() for name, tensor in step.ema.module.state_dict().items()}
+    next(p for p in fine_tuning.net.parameters()).register_hook(lambda gradient: gradient * torch.inf)
+    fine_tuning.take_step([next(iter(fine_tuning.batches.epoch(0)))], 2)
+    assert all(torch.equal(before[name], t) for name, t in fine_tuning.net.state_dict().items())
+    assert all(torch.equal(average[name], t) for name, t in step.ema.module.state_dict().items())
+
+
 # --- launches ----------------------------------------------------------------------------------------------
 
 

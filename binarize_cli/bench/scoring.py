@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from binarize_cli.device import place
+from binarize_cli.device import full_float32, place
 from binarize_cli.models.build import build
 from binarize_cli.packed.format import PackedFile
 from binarize_cli.packed.runtime import rebuild
@@ -44,7 +44,8 @@ def speeds(files: Sequence[PackedFile], batch_size: int, rounds: int, device: to
 
 def _seconds(net: nn.Module, images: torch.Tensor) -> float:
     started = time.perf_counter()
-    net(images)
+    with full_float32(images.device):
+        net(images)
     if images.is_cuda:
         torch.cuda.synchronize(images.device)
     return time.perf_counter() - started

@@ -192,8 +192,9 @@ class Walk:
         device = self.trainer.device
         batches = next(self.batches)
         torch.cuda.reset_peak_memory_stats(device)
+        held = torch.cuda.memory_allocated(device)
         self.trainer.take_step(batches, self.number)
-        return torch.cuda.max_memory_allocated(device) / 2**20
+        return (torch.cuda.max_memory_allocated(device) - held) / 2**20
 
     def _now(self) -> float:
         if self.trainer.device.type == "cuda":

@@ -109,6 +109,8 @@ def harden(net: nn.Module, dtype: torch.dtype) -> nn.Module:
         layer.source = SignWeight(latent.signs(), rounded(latent.hard_scale(), dtype))
         if layer.input is not None:
             _harden_input(layer, dtype)
+        if isinstance(layer.accumulator, FloatAccumulator):
+            layer.accumulator.integers = True
     for _, matmul in binary_matmuls(net):
         matmul.left, matmul.right = _fixed(matmul.left, dtype), _fixed(matmul.right, dtype)
     signs = {id(w.signs) for _, w in binary_weights(net)}

@@ -27,6 +27,7 @@ class FloatAccumulator(nn.Module):
     def __init__(self, rule: AccumulatorRule | None = None):
         super().__init__()
         self.rule = rule
+        self.integers = False  # whether all factors are signs for good, and sums are integers: see `harden`
         self.count_anew()
 
     def count_anew(self) -> None:
@@ -49,7 +50,9 @@ class FloatAccumulator(nn.Module):
     def conv(self, images: Tensor, weights: Tensor, window: Window) -> Tensor:
         """Return the sums of [N, C, H, W] by [out, C / groups, kh, kw]: [N, out, H', W']."""
         if self.rule is None:
-            return F.conv2d(images, weights, None, window.stride, 0, window.dilation, window.groups)
+            y = F.conv2d(images, weights, None, window.stride, 0, window.dilation, window.groups)
+            # cuDNN may sum by Winograd's method or in TF32, which returns integers almost.
+            return y.round() if self.integers and y.is_cuda else y
         geometry = window.stride, window.dilation, window.groups
         return self._in_tiles(self.rule, conv_in_tiles, images, weights, *geometry)
 

@@ -16,7 +16,8 @@ from torch.library import custom_op
 
 from binarize_cli.binarize.accumulator import AccumulatorRule, accumulate
 
-CHUNK = 2**20  # sums under way at a time: what bounds the memory of tiles
+CHUNK = 2**20  # sums under way at a time: what bounds the memory of tiles, and suits a CPU's caches
+CHUNK_ON_CUDA = 2**26  # there every chunk has launches of its own, and 2**26 sums are 256 MiB
 
 
 @custom_op("bnnpp::linear_in_tiles", mutates_args=())
@@ -97,7 +98,7 @@ def _by_chunks(
 
     In the type of the inputs also within autocast.
     """
-    size = max(1, CHUNK // each)
+    size = max(1, (CHUNK_ON_CUDA if inputs[0].is_cuda else CHUNK) // each)
     with torch.autocast(inputs[0].device.type, enabled=False):
         parts = [sums(*some) for some in zip(*(x.split(size) for x in inputs), strict=True)]
     done, overflowed = zip(*parts, strict=True)

@@ -70,7 +70,13 @@ def _options(
         raise InputError(what, hint=hint) from None
 
 
-OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "defaultcpuallocator")
+OUT_OF_MEMORY = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "defaultcpuallocator",
+    "status_alloc_failed",
+)
 
 
 def main() -> None:

@@ -86,4 +86,9 @@ def choose_workers(wanted: int | None, dataset: ImageDataset) -> int:
     if wanted is not None:
         return wanted
     small = dataset.native_size is not None and len(dataset.train) < 10_000
-    return 0 if small else min(4, os.cpu_count() or 1)
+    return 0 if small else min(8, usable_cores())
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use, which a cluster may have made fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -100,10 +101,11 @@ class Step:
             raise diverged(self.net, inputs, number + 1, kept())
         if self.train.clip_grad:
             self.parallel.clip_gradient(self.train.clip_grad, norm)
-        with update_rule(self.net):
+        skipped = not np.isfinite(size)  # by the scaler: then nothing is mapped, and the average stays
+        with nullcontext() if skipped else update_rule(self.net):
             self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.ema:
+        if self.ema and not skipped:
             self.ema.update(self.net)
         return value, asked_means
 
