@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 
 import numpy as np
 import pytest
 from rich.console import Console
 
+from binarize_cli.errors import InputError
 from binarize_cli.quantizers.methods import METHODS, find_method
 from binarize_cli.recipe import Recipe
 from binarize_cli.report.confusion import dense, pairs, sparse
@@ -18,6 +20,7 @@ from binarize_cli.report.html import render
 from binarize_cli.report.panels import row_labels
 from binarize_cli.report.plots import quantizer_curves
 from binarize_cli.report.results import as_json
+from binarize_cli.report.speed import add_speed
 from binarize_cli.report.tables import accuracy_table, layers_table, size, size_sentence, worst_table
 from binarize_cli.report.treemap import squarify
 
@@ -89,6 +92,7 @@ def a_document(classes: list[str], blocks: int = 12, epochs: int = 30, **changes
         "agreement": {"images": 64, "largest_difference": 0.0, "equal": True},
         "batchnorm": {"reestimated": True, "held_out_top1_before": 93.06, "held_out_top1_after": 94.44},
         "packed_epoch": epochs,
+        "selection": "last",
         "epochs": [epoch(0, "float"), epoch(1, "float"), *map(epoch, range(epochs + 1))],
         "layers": [
             layer("patch_embed.proj", 16),
@@ -141,7 +145,7 @@ def test_page_needs_nothing_else(page):
 def test_first_screen_shows_the_way_from_float_to_the_file(page):
     top = page[page.index("<header>") : page.index("</header>")]
     text = re.sub(r"<[^>]*>|\s+", " ", top)
-    assert "−3.33 points of top-1, float to packed" in re.sub(r"\s+", " ", text)
+    assert "−3.33 points, float to packed" in re.sub(r"\s+", " ", text)
     for expected in ("19.0×", "1.11 MiB", "97.78", "−2.50", "95.28", "−0.83", "±0", "int8"):
         assert expected in text, expected
 
@@ -355,3 +359,20 @@ def test_labels_of_many_rows_are_those_of_their_blocks():
     assert row_labels(["a", "b"]) == [("a", 1), ("b", 1)]
     many = row_labels([f"layer{i}" for i in range(500)])
     assert len(many) <= 26 and sum(count for _, count in many) == 500
+
+
+def test_a_speed_is_put_into_the_report_and_its_page(tmp_path):
+    (tmp_path / "report.json").write_text(as_json(a_document(["a", "b", "c"])))
+    row = {"float": 200.0, "packed": 500.0, "ratio": 2.5}
+    page = add_speed(tmp_path / "model.safetensors", row, 64, "cpu").read_text()
+    assert "2.50×" in page and "Speed: 500 images/s, the float model 200, in batches of 64 on cpu." in page
+    assert json.loads((tmp_path / "report.json").read_text())["speed"]["ratio"] == 2.5
+    with pytest.raises(InputError, match="no report of this file"):
+        add_speed(tmp_path / "other.safetensors", row, 64, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("select", "said"), [("last", "nothing was selected"), ("val", "selected on these very images")]
+)
+def test_page_says_what_the_packed_epoch_was_selected_on(select, said):
+    assert said in render(a_document(["a", "b", "c"], blocks=1, selection=select))

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from binarize_cli.cli import options as o
-from binarize_cli.console import result, stdout
+from binarize_cli.console import result, say, stdout
 
 app = typer.Typer(help="Measure what training and scoring cost.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -94,6 +94,9 @@ def score(
     files: Annotated[list[Path], typer.Argument(help="Packed files, of any task.", metavar="FILE...")],
     batch_size: o.ScoreBatchSize = 64,
     rounds: Annotated[int, typer.Option("--rounds", help="Batches of each to measure.", min=1)] = 20,
+    into_report: Annotated[
+        bool, typer.Option("--into-report", help="Show the speed in the report beside each file, too.")
+    ] = False,
     device: o.Device = "auto",
     as_json: o.Json = False,
 ) -> None:
@@ -108,7 +111,13 @@ def score(
     from binarize_cli.bench.scoring import speeds
     from binarize_cli.device import find_device
 
-    rows = speeds(opened, batch_size, rounds, find_device(device))
+    where = find_device(device)
+    rows = speeds(opened, batch_size, rounds, where)
+    if into_report:
+        from binarize_cli.report.speed import add_speed
+
+        for file, row in zip(files, rows, strict=True):
+            say(f"written: {add_speed(file, row, batch_size, str(where))}")
     if as_json:
         result(json.dumps({"batch_size": batch_size, "rows": rows}))
     else:

@@ -54,7 +54,12 @@ def render_comparison(comparison: Mapping[str, Any], error: Error = "half-range"
 
 def unequal(rows: Sequence[Row]) -> list[str]:
     """Return what is not the same in all rows although a fair comparison would have it so."""
-    words = {"model": "models", "data": "datasets", "epochs": "numbers of epochs"}
+    words = {
+        "model": "models",
+        "data": "datasets",
+        "epochs": "numbers of epochs",
+        "selection": "selection of the packed epoch",
+    }
     found = [text for key, text in words.items() if len({row[key] for row in rows}) > 1]
     return found + ["numbers of runs"] * (len({row["n"] for row in rows}) > 1)
 

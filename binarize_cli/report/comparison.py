@@ -46,7 +46,8 @@ def compare_runs(runs: Sequence[Run]) -> dict[str, Any]:
         groups.setdefault(_kind(run), []).append(run)
     rows = [_row(group) for group in groups.values()]
     _tell_apart(rows, [group[0].result for group in groups.values()])
-    common = [key for key in ("model", "data", "epochs") if len({json.dumps(row[key]) for row in rows}) == 1]
+    settings = ("model", "data", "epochs", "selection")
+    common = [key for key in settings if len({json.dumps(row[key]) for row in rows}) == 1]
     return {"schema": "bnnpp comparison 1", "common": {key: rows[0][key] for key in common}, "rows": rows}
 
 
@@ -81,6 +82,7 @@ def _row(group: Sequence[Run]) -> dict[str, Any]:
         "model": first["model"],
         "data": f"{first['data']['name']} ({first['data']['train_images']:,} training images)",
         "epochs": max(result["epochs"] for result in results),
+        "selection": first["recipe"]["train"].get("select", "val"),
         "n": len(group),
         "seeds": [result["seed"] for result in results],
     }
@@ -167,7 +169,7 @@ def cell(value: Mapping[str, Any] | None, error: Error = "half-range") -> str:
 def as_markdown(comparison: Mapping[str, Any], error: Error = "half-range") -> str:
     """Return the comparison as a table for a README, with the commands that repeat it."""
     common = comparison["common"]
-    own = [key for key in ("model", "data", "epochs") if key not in common]
+    own = [key for key in ("model", "data", "epochs", "selection") if key not in common]
     heads = ["method or recipe", *own, "task", "n", "float", "soft", "hard", "packed file"]
     heads += ["flips %", "file, KiB", "minutes"]
     lines = [_line(heads), _line([*["---"] * (2 + len(own)), *["---:"] * 8])]
@@ -178,11 +180,17 @@ def as_markdown(comparison: Mapping[str, Any], error: Error = "half-range") -> s
         cells += [f"{row['bytes'] / 1024:.1f} ({row['ratio']:.1f}x)", f"{row['minutes']:.1f}"]
         lines.append(_line(cells))
     words = "half the range" if error == "half-range" else "the standard error"
-    facts = [counted(value, "epoch") if key == "epochs" else str(value) for key, value in common.items()]
+    facts = [_fact(key, value) for key, value in common.items()]
     caption = ", ".join([*facts, f"top-1 in per cent; mean and {words} over n runs"])
     commands = "\n".join(f"$ {command}" for row in comparison["rows"] for command in row["commands"])
     table = "\n".join(lines)
     return f"{caption}.\n\n{table}\n\n```console\n{commands}\n```\n"
+
+
+def _fact(key: str, value: Any) -> str:
+    if key == "epochs":
+        return counted(value, "epoch")
+    return f"packed epoch: {value}" if key == "selection" else str(value)
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -191,7 +199,19 @@ def _line(cells: Sequence[str]) -> str:
 
 def as_csv(comparison: Mapping[str, Any]) -> str:
     """Return the comparison as CSV: a line a row, with mean, half range and standard error of each score."""
-    plain = ("row", "method", "task", "model", "data", "epochs", "n", "bytes", "ratio", "minutes")
+    plain = (
+        "row",
+        "method",
+        "task",
+        "model",
+        "data",
+        "epochs",
+        "selection",
+        "n",
+        "bytes",
+        "ratio",
+        "minutes",
+    )
     parts = ("mean", "half_range", "standard_error")
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")

@@ -19,6 +19,11 @@ TASKS = {
     "bwa": "binary weights and activations",
     "bwaa": "binary weights and activations, 8-bit accumulators",
 }
+SELECTED = {
+    "last": "The last epoch was packed: nothing was selected.",
+    "held-out": "The epoch that was packed was selected on training images that were held out.",
+    "val": "The epoch that was packed was selected on these very images.",
+}
 SHORT = {"float": "float", "soft": "soft", "hard": "hard", "packed": "packed"}
 
 
@@ -45,6 +50,7 @@ def render(document: Mapping[str, Any]) -> str:
             macs_sentence=tables.macs_sentence(document["macs"]),
             size_picture=panels.size_picture(document),
             training=panels.training(document),
+            selected=SELECTED.get(document["selection"], ""),
             movement=panels.movement(document.get("flips")),
             tiles=panels.bytes_map(document),
             quantizers=panels.quantizers(recipe),

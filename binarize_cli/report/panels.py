@@ -57,7 +57,8 @@ def training(document: Mapping[str, Any]) -> list[Chart]:
     ]
     if any(row["flip_ratio"] is not None for row in rows):
         line = Series("", [(row["epoch"], _percent(row["flip_ratio"])) for row in rows[1:]], 0, marks=True)
-        charts.append(line_chart("signs that changed, % an epoch", [line], height=130))
+        largest = max(y for _, y in line.points if y is not None)
+        charts.append(line_chart("signs that changed, % an epoch", [line], height=130, y_range=(0, largest)))
     return charts
 
 
