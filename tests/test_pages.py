@@ -33,6 +33,7 @@ PAGES = {
     "a run": lambda: render(a_document([str(i) for i in range(10)])),
     "names with markup": lambda: render(hostile()),
     "a thousand classes": lambda: render(thousand()),
+    "tiny tiles": lambda: render(tiny_tiles()),
     "nothing trained": lambda: render(untrained()),
     "a comparison of twelve rows": lambda: render_comparison(comparison(12)),
     "a comparison of one run": lambda: render_comparison(comparison(1)),
@@ -43,6 +44,14 @@ def untrained() -> dict:
     scores = a_document(["a", "b", "c"])["accuracy"]
     changes = {"accuracy": {**scores, "float": None, "soft": None}, "epochs": [], "packed_epoch": None}
     return a_document(["a", "b", "c"], method="ptq") | changes
+
+
+def tiny_tiles() -> dict:
+    """Return a document with layers of every size down to a few bytes, none like another."""
+    document = a_document(["a", "b", "c"], blocks=1)
+    row, names = document["layers"][1], "abcdefghijklmnopqrst"
+    document["layers"] = [row | {"name": f"layer_{n}", "bytes": 3 * 2**i} for i, n in enumerate(names)]
+    return document
 
 
 def comparison(rows: int) -> dict:
