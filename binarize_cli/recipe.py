@@ -171,6 +171,8 @@ class Train(Section):
     """The optimizer, by timm's name."""
     lr: Annotated[float, Field(gt=0, le=1e30)] = 5e-4
     """The peak learning rate."""
+    latent_lr: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+    """The learning rate of the latent weights, in multiples of `lr`: the higher, the more signs flip."""
     weight_decay: Weight = 0.0
     """Weight decay, on the latent weights too."""
     sched: Literal["cosine", "linear", "constant"] = "cosine"

@@ -226,6 +226,24 @@ def test_a_learning_rate_below_the_floor_is_not_raised_by_warm_up():
     assert rates("constant", lr=1e-8, min_lr=1e-6, warmup=0.5).max() == 1e-8
 
 
+def test_latents_have_a_learning_rate_of_their_own(make_trainer, tmp_path):
+    """A step of SGD with that rate moves the latents so many times as far, and nothing else differently."""
+    moved = {}
+    for factor in (1.0, 3.0):
+        setting = {"opt": "sgd", "lr": 1e-3, "warmup": 0.0, "sched": "constant", "clip_grad": None}
+        fine_tuning = make_trainer(
+            tmp_path / str(factor), images=8, latent_lr=factor, weight_decay=0.0, **setting
+        )
+        before = {name: p.detach().clone() for name, p in fine_tuning.net.named_parameters()}
+        fine_tuning.run()
+        moved[factor] = {name: p.detach() - before[name] for name, p in fine_tuning.net.named_parameters()}
+    latents = [name for name in moved[1.0] if name.endswith(".latent")]
+    assert len(latents) > 5 and moved[1.0]["linear.weight"].abs().sum() > 0
+    for name, step in moved[1.0].items():
+        expected = 3 * step if name in latents else step
+        torch.testing.assert_close(moved[3.0][name], expected, rtol=1e-3, atol=1e-7)
+
+
 @pytest.mark.parametrize(("harden", "soft"), [(0.25, 15), (0.1, 18), (0.0, 20)])
 def test_f_is_sign_in_the_last_share_and_the_schedule_is_through_just_before(
     harden, soft, make_trainer, tmp_path
