@@ -74,7 +74,7 @@ def macs_sentence(macs: Mapping[str, int]) -> str:
         for kind, text in words.items()
         if macs[kind]
     ]
-    return f"Products of one image, in the layers listed: {', '.join(parts)}."
+    return f"MACs of one image, in the layers listed: {', '.join(parts)}."
 
 
 def accumulator_text(rule: Mapping | None) -> str:
