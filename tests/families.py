@@ -103,6 +103,8 @@ def parameters(name: str) -> int | None:
             config = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
             if config is None or config.input_size[1] > LARGEST or config.input_size[0] != 3:
                 return None
+            if not config.num_classes:
+                return None
             net = timm.create_model(name)
         return sum(p.numel() for p in net.parameters())
     return None
@@ -155,7 +157,8 @@ def attempt(model: str, task: str, images: Path, folder: Path, size: list[str]) 
     if code:
         message = err[err.rfind("error: ") :].removeprefix("error: ").splitlines()
         first = " ".join(line.strip() for line in message[:2])
-        return Outcome(EXIT_CODES.get(code, "crashed"), f"{first} (exit {code})")
+        late = code == 2 and folder.exists()  # refused, but only after all the training
+        return Outcome("crashed" if late else EXIT_CODES.get(code, "crashed"), f"{first} (exit {code})")
     report = json.loads((folder / "report.json").read_text())
     code, err = command(["eval", str(folder / "model.safetensors"), "--workers", "0"])
     if code:

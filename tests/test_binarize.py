@@ -17,7 +17,7 @@ from torch import nn
 from torchvision.models.vision_transformer import EncoderBlock
 
 from binarize_cli.binarize.attention import LinearProjAttention, use_linear_projections
-from binarize_cli.binarize.convert import binary_weights, harden, rounded, to_latents
+from binarize_cli.binarize.convert import binary_weights, harden, replace_layers, rounded, to_latents
 from binarize_cli.binarize.layers import BinaryConv2d, BinaryLinear, kind
 from binarize_cli.binarize.observe import read_past_the_layer
 from binarize_cli.binarize.phase import Moment, Phase, set_phase
@@ -502,3 +502,10 @@ def test_a_tensor_is_rounded_where_float16_can_hold_it(values, fits):
     expected = expected.astype(np.float16).astype(np.float32) if fits else expected
     assert found.dtype == torch.float32 and np.array_equal(found.numpy(), expected)
     assert torch.equal(rounded(found, torch.float16), found)
+
+
+def test_a_layer_that_a_network_holds_twice_is_replaced_under_both_names():
+    shared = nn.Linear(2, 2)
+    net = nn.Sequential(shared, nn.ReLU(), shared)
+    replace_layers(net, ["0"], lambda name, layer: nn.Identity())
+    assert net[0] is net[2] and isinstance(net[2], nn.Identity)

@@ -21,9 +21,15 @@ from binarize_cli.binarize.weights import LatentWeight, SignWeight
 def replace_layers(
     net: nn.Module, names: Iterable[str], make: Callable[[str, nn.Module], nn.Module]
 ) -> nn.Module:
-    """Replace, in place, the named float layers by what `make(name, layer)` returns."""
+    """Replace, in place, the named float layers, under all their names, by `make(name, layer)`."""
+    aliases: dict[nn.Module, list[str]] = {}
+    for name, module in net.named_modules(remove_duplicate=False):
+        aliases.setdefault(module, []).append(name)
     for name in names:
-        net.set_submodule(name, make(name, net.get_submodule(name)))
+        layer = net.get_submodule(name)
+        new = make(name, layer)
+        for alias in aliases[layer]:
+            net.set_submodule(alias, new)
     return net
 
 

@@ -152,6 +152,9 @@ def _rewritten(net: nn.Module, document: Document) -> nn.Module:
 def _faults(net: nn.Module, document: Document, tensors: dict[str, np.ndarray]) -> Iterator[str]:
     """What of the file is not so in the model, or the other way round; `net` has no memory."""
     modules = dict(net.named_modules())
+    names: dict[nn.Module, list[str]] = {}  # a layer that the model holds twice has two names in a state dict
+    for name, module in net.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
     layers = {name for name, module in modules.items() if is_candidate(module) or is_matmul(module)}
     rows = {row.name: row for row in document.layers}
     yield from (f"{name}: the model has no such layer" for name in rows if name not in layers)
@@ -161,7 +164,8 @@ def _faults(net: nn.Module, document: Document, tensors: dict[str, np.ndarray]) 
         row, module = rows[name], modules[name]
         yield from _faults_of_row(net, module, row, tensors)
         if row.shape and is_candidate(module):
-            expected.pop(f"{name}.weight", None)
+            for alias in names[module]:
+                expected.pop(f"{alias}.weight", None)
             bias = f"{name}.bias"
             if f"{name}.input_threshold" in tensors and isinstance(module, nn.Linear):
                 expected.setdefault(bias, torch.empty(row.shape[0], device="meta"))
