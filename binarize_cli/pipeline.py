@@ -24,6 +24,7 @@ from binarize_cli.device import place, precision
 from binarize_cli.errors import BnnppError, counted
 from binarize_cli.files import RunFolder, check_same_run, choose_run, read_report, write_text
 from binarize_cli.job import Job
+from binarize_cli.models.classes import described
 from binarize_cli.packed.agreement import Agreement, compare_logits
 from binarize_cli.packed.contents import contents
 from binarize_cli.packed.document import packed_document, provenance
@@ -289,7 +290,7 @@ def ship(run: Run) -> tuple[PackedFile, Agreement]:
 
 def changed(run: Run, loaded: torch.nn.Module) -> list[dict[str, str]]:
     """Return images whose answer changed, among those that this rank scores."""
-    classes, preprocessing = run.dataset.classes, run.model.preprocessing
+    classes, preprocessing = described(run.dataset.classes), run.model.preprocessing
     assert run.float_net, "kept when images are to be shown"
     return changed_images(run.float_net, loaded, run.batches.val, classes, preprocessing, run.device)
 

@@ -2,8 +2,9 @@
 
 Of a trained file: one layer (or block) at a time is set free from its signs and fine-tuned alone for a few
 steps, all else as it is in the file; what it gains is what its signs cost. Its old latents would not do: the
-rest of the network was trained beside signs, and scores less beside them. Of a float model, as a forecast:
-one layer at a time becomes binary, untrained.
+rest of the network was trained beside signs, and scores less beside them. A network that was trained only
+briefly gains by any fine-tuning at all, so there all layers look alike. Of a float model, as a forecast: one
+layer at a time becomes binary, untrained.
 
 The images are training images, some to fine-tune on and others to measure: layers are chosen by the result,
 and what is reported later (the validation images) is not chosen on.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
+
+from timm.data import ImageNetInfo
 
 from binarize_cli.console import warn
 from binarize_cli.errors import InputError
@@ -11,6 +14,13 @@ from binarize_cli.models.load import FloatModel
 from binarize_cli.models.names import HeadChoice
 
 __all__ = ["adapt_head", "head_names"]
+
+
+def described(classes: Sequence[str]) -> list[str]:
+    """Return the classes as a person reads them: `tench` for ImageNet's n01440764, others unchanged."""
+    known = ImageNetInfo()
+    labels = set(known.label_names())
+    return [known.label_name_to_description(c).split(",")[0] if c in labels else c for c in classes]
 
 
 def adapt_head(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -24,16 +25,21 @@ def changed_images(
     device: torch.device,
     most: int = MOST,
 ) -> list[dict[str, str]]:
-    """Return the first images whose answer went from right to wrong: `true` and `packed` class, and `image`.
+    """Return images whose answer went from right to wrong: `true` and `packed` class, and `image`.
 
-    The image is what the networks saw, as the address of a picture.
+    They are the first of each class, as many of each. The image is what the networks saw, as the address of
+    a picture.
     """
     found: list[dict[str, str]] = []
+    left = dict.fromkeys(range(len(classes)), math.ceil(most / len(classes)))
     for images, targets in batches:
         seen = images.to(device)
         before, after = (net.eval()(seen).argmax(1).cpu() for net in (float_net, packed_net))
         wrong = (before == targets.cpu()) & (after != targets.cpu())
         for index in wrong.nonzero().flatten().tolist():
+            if not left[int(targets[index])]:
+                continue
+            left[int(targets[index])] -= 1
             names = {"true": classes[int(targets[index])], "packed": classes[int(after[index])]}
             found.append(names | {"image": thumbnail(as_image(images[index], preprocessing))})
             if len(found) == most:

@@ -8,6 +8,7 @@ from typing import Any
 from binarize_cli.binarize.batchnorm import Reestimation
 from binarize_cli.data.images import ImageDataset
 from binarize_cli.evaluation import Measurement, worst_confusions
+from binarize_cli.models.classes import described
 from binarize_cli.packed.agreement import Agreement
 from binarize_cli.packed.format import PackedFile
 from binarize_cli.report.confusion import sparse
@@ -37,7 +38,7 @@ def report_document(
     `packed_epoch` is None if nothing was trained; `latents` and `inputs` are those of
     `binarize.distributions`, `changed` those of `changed_images`.
     """
-    packed = accuracy["packed"]
+    packed, names = accuracy["packed"], described(dataset.classes)
     epochs = [row.to_json() for row in rows]
     return {
         "tool": f"bnnpp {account['provenance']['bnnpp']}",
@@ -54,6 +55,7 @@ def report_document(
             "held_out_images": batchnorm.held_out_images if batchnorm else 0,
             "val_images": packed.images,
             "classes": list(dataset.classes),
+            "names": names,
         },
         "accuracy": {
             name: accuracy[name].to_json() if name in accuracy else None
@@ -75,7 +77,7 @@ def report_document(
         "float32_bytes": account["float32_bytes"],
         "ratio": account["ratio"],
         "confusion": sparse(packed.confusion),
-        "worst": worst_confusions(packed, dataset.classes),
+        "worst": worst_confusions(packed, names),
         "recipe": account["recipe"],
         "provenance": {**account["provenance"], "seconds": round(seconds, 1)},
     }

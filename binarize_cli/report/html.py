@@ -31,7 +31,7 @@ def render(document: Mapping[str, Any]) -> str:
     """Return the report as an HTML page: styles and pictures inside it, no script, every text escaped."""
     recipe = Recipe.model_validate(document["recipe"])
     method = effective_method(recipe)
-    classes = document["data"]["classes"]
+    classes = document["data"].get("names", document["data"]["classes"])
     return (
         environment()
         .get_template("template.html")
