@@ -29,7 +29,10 @@ GROUND = (
 )  # "" is the package itself
 ORDER = {room: place for place, room in enumerate((*JOURNEY, *ABOVE), start=1)} | dict.fromkeys(GROUND, 0)
 
-HEAVY = {"torch", "torchvision", "timm", "matplotlib", "huggingface_hub", "PIL", "safetensors", "jinja2"}
+HEAVY = {
+    *("torch", "torchvision", "timm", "matplotlib", "huggingface_hub", "PIL", "safetensors", "jinja2"),
+    *("numba", "llvmlite"),
+}
 TOP = {
     *("binarize_cli", "bnnpp", "tests", "recipes", "docs"),
     *("pyproject.toml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"),

@@ -223,8 +223,10 @@ def _binary(module: Any, row: Row, tensors: dict[str, Tensor], document: Documen
     binary = BINARY_LAYERS[type(module)]
     if row.input is None:
         return binary(module, source)
+    from binarize_cli.packed.popcount_layers import layer_class  # numba, which other files do without
+
     signs = _input(name, "input", binary.axes, tensors)
-    layer = binary(
+    layer = layer_class(binary, module)(
         module, source, signs, IntegerAccumulator(rule), PAD_VALUES[made.padding if made else "zero"]
     )
     if layer.bias is None and (bias := tensors.get(name + ".bias")) is not None:

@@ -1,0 +1,49 @@
+"""Kernels for packed inputs by packed weights: XNOR and popcount, compiled by numba at first use.
+
+Importing this imports numba, which takes a tenth of a second; import it when a packed network is built.
+"""
+
+from binarize_cli.packed.kernels.accumulator import Int8
+from binarize_cli.packed.kernels.attention import (
+    PackedColumns,
+    popcount_attention,
+    popcount_pairs,
+    sign_sums,
+    transposed_bits,
+)
+from binarize_cli.packed.kernels.compiled import when_compiling
+from binarize_cli.packed.kernels.conv import PopcountConv, pack_kernels
+from binarize_cli.packed.kernels.cpu import arithmetic
+from binarize_cli.packed.kernels.geometry import Window
+from binarize_cli.packed.kernels.int8 import Int8Linear, expand_signs, quantize
+from binarize_cli.packed.kernels.linear import PopcountLinear
+from binarize_cli.packed.kernels.matrix import Norm, PackedMatrix, matrix_of_bytes, pack_matrix
+from binarize_cli.packed.kernels.norm import pack_layer_norm
+from binarize_cli.packed.kernels.pack import Limits, pack_heads, pack_image, pack_signs
+
+__all__ = [
+    "Int8",
+    "Int8Linear",
+    "Limits",
+    "Norm",
+    "PackedColumns",
+    "PackedMatrix",
+    "PopcountConv",
+    "PopcountLinear",
+    "Window",
+    "arithmetic",
+    "expand_signs",
+    "matrix_of_bytes",
+    "pack_heads",
+    "pack_image",
+    "pack_kernels",
+    "pack_layer_norm",
+    "pack_matrix",
+    "pack_signs",
+    "popcount_attention",
+    "popcount_pairs",
+    "quantize",
+    "sign_sums",
+    "transposed_bits",
+    "when_compiling",
+]

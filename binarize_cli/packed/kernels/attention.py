@@ -1,0 +1,220 @@
+"""Attention's products of signs: q k^T and p v alone, and both with the softmax between them, head by head.
+
+In the latter, scores and probabilities of a head stay in the cache: nothing of size L x L goes to memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from binarize_cli.packed.kernels.accumulator import Int8, count_table, factor, kernel_numbers, tile_sizes
+from binarize_cli.packed.kernels.compiled import kernel, specialised
+from binarize_cli.packed.kernels.linear import row_tables
+from binarize_cli.packed.kernels.matrix import padded, words_of
+from binarize_cli.packed.kernels.products import products
+from binarize_cli.packed.kernels.softmax import softmax_signs
+from binarize_cli.packed.kernels.threads import in_parts
+from binarize_cli.packed.kernels.vectors import load_float32
+
+
+class PackedColumns:
+    """The right factors of n products, made like weights: bits int64 [n, M, words] of M rows each.
+
+    A sum of `length` products becomes sum * scale + bias, with bias [n, M].
+    """
+
+    def __init__(
+        self, bits: Tensor, length: int, scale: float, bias: Tensor | None = None, rule: Int8 | None = None
+    ):
+        count, self.outputs, self.words = bits.shape
+        self.padded, self.length, self.rule = padded(self.outputs), length, rule
+        self.blocks = torch.empty(count, self.padded * self.words, dtype=torch.int64)
+        to_blocks(bits.contiguous().numpy(), self.blocks.numpy())
+        self.channels = torch.zeros(count, 2, self.padded)
+        self.channels[:, 0] = scale * factor(rule)
+        if bias is not None:
+            self.channels[:, 1, : self.outputs] = bias
+        self.counts = count_table(tile_sizes(length), rule)
+
+    @property
+    def numbers(self) -> tuple[int, int, int, int, int]:
+        """As the kernels take them."""
+        addresses = self.blocks.data_ptr(), self.channels.data_ptr(), self.counts.data_ptr()
+        return *addresses, self.words, self.padded
+
+
+def popcount_pairs(left: Tensor, right: PackedColumns) -> Tensor:
+    """Multiply int64 [n, L, words] by n packed factors of M columns: float32 [n, L, M]."""
+    count, rows, words = left.shape
+    out = torch.empty(count, rows, right.padded)
+    tables = tuple(table.data_ptr() for table in row_tables(rows, words))
+    compute = pairs(right.rule is not None)
+    arguments = left.data_ptr(), rows, right.numbers, kernel_numbers(right.rule), tables, out.data_ptr()
+    work = count * rows * right.padded * right.length
+    in_parts(lambda first, last: compute(*arguments, first, last), count, work)
+    return out[..., : right.outputs]
+
+
+def popcount_attention(
+    queries: Tensor,  # int64 [N, heads, L, words]
+    keys: PackedColumns,  # of N * heads
+    values: PackedColumns,  # likewise, of as many columns as a head is wide, each of L bits
+    scale: float,  # of scores, 1 / sqrt(width of a head)
+    threshold: Tensor,  # float32 [heads], of probabilities
+) -> Tensor:
+    """Mix values by the signs of softmax(scale * scores) - threshold: float32 [N, L, heads * width]."""
+    batch, heads, length, words = queries.shape
+    out = torch.empty(batch, length, heads * values.outputs + values.padded - values.outputs)
+    if (keys.rule is None) != (values.rule is None):
+        raise ValueError("both products of attention need an accumulator, or neither")
+    compute = attention(keys.rule is not None)
+    tables = *row_tables(length, words), *row_tables(length, words_of(length))
+    arguments = (
+        (queries.data_ptr(), heads, length, keys.outputs),
+        keys.numbers,
+        values.numbers,
+        (kernel_numbers(keys.rule), kernel_numbers(values.rule)),
+        tuple(table.data_ptr() for table in tables),
+        (np.float32(scale), threshold.data_ptr()),
+        (out.data_ptr(), out.shape[2], values.outputs),
+    )
+    work = batch * heads * length * (keys.padded * keys.length + values.padded * length)
+    in_parts(lambda first, last: compute(*arguments, first, last), batch, work)
+    return out[..., : heads * values.outputs]
+
+
+def sign_sums(bits: Tensor, factors: Tensor) -> Tensor:
+    """Sum +-factor over the signs of rows: int64 [n, heads, L, words] by [heads, K] -> [n, heads, L]."""
+    count, heads, rows, _ = bits.shape
+    sums = torch.empty(count, heads, rows)
+    weighted_signs(bits.contiguous().numpy(), factors.contiguous().numpy(), sums.numpy())
+    return sums
+
+
+def transposed_bits(bits: Tensor, columns: int) -> Tensor:
+    """Transpose matrices of bits: int64 [n, L, words of `columns` bits] -> [n, columns, words of L bits]."""
+    count, rows, _ = bits.shape
+    turned = torch.zeros(count, columns, words_of(rows), dtype=torch.int64)
+    transpose(bits.contiguous().numpy(), turned.numpy())
+    return turned
+
+
+@kernel(reorder=True)
+def weighted_signs(bits, factors, sums):
+    """Fill sums [n, heads, L] with the sums of `sign_sums`."""
+    count, heads, rows, _ = bits.shape
+    for i in range(count * heads * rows):
+        n, head, row = i // (heads * rows), i // rows % heads, i % rows
+        total = np.float32(0)
+        for k in range(factors.shape[1]):
+            sign = (bits[n, head, row, k // 64] >> (k % 64)) & 1
+            total += factors[head, k] if sign else -factors[head, k]
+        sums[n, head, row] = total
+
+
+@kernel
+def transpose(bits, turned):
+    """Fill turned [n, columns, words], which is 0, with the bits [n, rows, words]."""
+    count, rows, _ = bits.shape
+    columns = turned.shape[1]
+    line = np.empty(columns, np.int64)
+    for n in range(count):
+        for begin in range(0, rows, 64):
+            line[:] = 0
+            for row in range(begin, min(begin + 64, rows)):
+                for first in range(0, columns, 64):
+                    word = bits[n, row, first // 64]
+                    for k in range(first, min(first + 64, columns)):
+                        line[k] |= ((word >> (k - first)) & 1) << (row - begin)
+            turned[n, :, begin // 64] = line
+
+
+@kernel
+def to_blocks(bits, blocks):
+    """Lay rows of bits [n, rows, words] out in blocks of 32, 16 or 8, word by word; fill up with zeros."""
+    count, rows, words = bits.shape
+    filled = blocks.shape[1] // words
+    for i in range(count):
+        at, to = 0, 0
+        while at < filled:
+            left = filled - at
+            width = 32 if left >= 32 else (16 if left >= 16 else 8)
+            for word in range(words):
+                for row in range(at, at + width):
+                    blocks[i, to] = bits[i, row, word] if row < rows else 0
+                    to += 1
+            at += width
+
+
+rows_by_columns = None  # each kernel that is `specialised` has its own
+
+
+@cache
+def pairs(tiled: bool) -> Callable:
+    """Return the kernel behind `popcount_pairs`."""
+    rows_by_columns = products(masked=False, tiled=tiled, ending="plain")
+    return specialised(_pairs, f"pairs{'_tiled' * tiled}", rows_by_columns=rows_by_columns)
+
+
+@cache
+def attention(tiled: bool) -> Callable:
+    """Return the kernel behind `popcount_attention`."""
+    rows_by_columns = products(masked=False, tiled=tiled, ending="plain")
+    return specialised(_attend, f"attend{'_tiled' * tiled}", rows_by_columns=rows_by_columns)
+
+
+def _pairs(left, rows, columns, accumulator, tables, out, first, last):
+    """Products first ... last - 1; columns: (blocks, channels, counts, words, outputs)."""
+    blocks, channels, counts, words, outputs = columns
+    starts, places, steps = tables
+    for i in range(first, last):
+        rows_by_columns(
+            (left + 8 * i * rows * words, starts, steps),
+            (blocks + 8 * i * outputs * words, words, outputs),
+            (0, counts, 0),
+            accumulator,
+            (out + 4 * i * rows * outputs, places, outputs, channels + 8 * i * outputs, 0, 0),
+            0,
+            rows,
+        )
+
+
+def _attend(queries, keys, values, accumulators, tables, softmax, results, first, last):
+    """Images first ... last - 1.
+
+    queries: (words, heads, rows, keys of a head); keys, values: as in `pairs`; tables: those of the rows of
+    queries and of probabilities; softmax: (scale, thresholds [heads]); results: (out, its width, a head's).
+    """
+    left, heads, rows, columns = queries
+    out, width, depth = results
+    v_words = values[3]
+    scores = np.empty((rows, keys[4]), np.float32)
+    signs = np.empty((rows, v_words), np.uint64)
+    scores_at, signs_at = np.int64(scores.ctypes.data), np.int64(signs.ctypes.data)
+    for i in range(first * heads, last * heads):
+        rows_by_columns(
+            (left + 8 * i * rows * keys[3], tables[0], tables[2]),
+            (keys[0] + 8 * i * keys[4] * keys[3], keys[3], keys[4]),
+            (0, keys[2], 0),
+            accumulators[0],
+            (scores_at, tables[1], keys[4], keys[1] + 8 * i * keys[4], 0, 0),
+            0,
+            rows,
+        )
+        threshold = load_float32(softmax[1] + 4 * (i % heads))
+        place = out + 4 * (i // heads * rows * width + i % heads * depth)
+        softmax_signs(scores, columns, softmax[0], threshold, signs_at)
+        rows_by_columns(
+            (signs_at, tables[3], tables[5]),
+            (values[0] + 8 * i * values[4] * v_words, v_words, values[4]),
+            (0, values[2], 0),
+            accumulators[1],
+            (place, tables[4], width, values[1] + 8 * i * values[4], 0, 0),
+            0,
+            rows,
+        )

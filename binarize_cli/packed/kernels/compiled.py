@@ -1,0 +1,109 @@
+"""Compiling: numba turns the functions marked `kernel` into machine code once and keeps it on disk.
+
+The folder's name holds a hash of all the kernels' sources. Numba alone looks only at the file of the
+function it compiles, so it would keep old code after a change in a file that this one calls.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+from types import FunctionType
+
+import numba
+from numba.core import event
+
+_KERNELS: list = []
+
+
+def kernel(function: Callable | None = None, *, reorder: bool = False) -> Callable:
+    """Compile a function at its first call, without the interpreter's lock, so that threads run it at once.
+
+    With `reorder` its float sums may be taken in any order, which lets them be vectors.
+    """
+    if function is None:
+        return partial(kernel, reorder=reorder)
+    fast = {"reassoc", "nsz", "nnan"} if reorder else False
+    compiled = numba.njit(nogil=True, error_model="numpy", fastmath=fast)(function)
+    _keep_on_disk(compiled)
+    _KERNELS.append(compiled)
+    return compiled
+
+
+def specialised(function: Callable, name: str, **names) -> Callable:
+    """Compile a function under another name, with those names among its globals.
+
+    A closure would do the same, but numba could not find its code on disk again: what closures hold, other
+    compiled functions for instance, is part of the key and new in each process.
+    """
+    other = FunctionType(function.__code__, {**function.__globals__, **names}, name)
+    other.__qualname__, other.__module__ = name, function.__module__
+    return kernel(other)
+
+
+def when_compiling(say: Callable[[], None]) -> None:
+    """Call `say` when, in this process, a kernel is first compiled instead of being read from disk."""
+    event.register("numba:compile", _FirstCompilation(say))
+
+
+class _FirstCompilation(event.Listener):
+    def __init__(self, say: Callable[[], None]):
+        self.say = say
+
+    def on_start(self, event) -> None:
+        if self.say is not None and event.data["dispatcher"] in _KERNELS:
+            say, self.say = self.say, None
+            say()
+
+    def on_end(self, event) -> None:
+        pass
+
+
+@cache
+def cache_folder() -> Path | None:
+    """The folder of this version's machine code, or None where the user's cache cannot be written.
+
+    NUMBA_CACHE_DIR comes first, as for any program with numba in it, then the user's cache folder. The
+    system's temporary folder is not tried: what others may write there must not be executed.
+    """
+    chosen = os.environ.get("NUMBA_CACHE_DIR")
+    try:
+        folder = (Path(chosen) if chosen else _user_cache()) / "bnnpp" / f"kernels-{_sources_hash()}"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # RuntimeError: the user has no home folder
+        return None
+    return folder if os.access(folder, os.W_OK) else None
+
+
+def _keep_on_disk(compiled: Callable) -> None:
+    folder = cache_folder()
+    if folder is None:
+        return
+    before = numba.config.CACHE_DIR  # other users of numba in this process keep their own folder
+    numba.config.CACHE_DIR = str(folder)
+    try:
+        compiled.enable_caching()
+    except RuntimeError:
+        pass  # numba could not write there after all; the code then lives as long as the process
+    finally:
+        numba.config.CACHE_DIR = before
+
+
+def _user_cache() -> Path:
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"])
+    if sys.platform == "win32" and os.environ.get("LOCALAPPDATA"):
+        return Path(os.environ["LOCALAPPDATA"])
+    return Path("~/.cache").expanduser()
+
+
+def _sources_hash() -> str:
+    """A hash of every file in this folder and of numba's version; 16 hexadecimal digits."""
+    digest = hashlib.sha256(numba.__version__.encode())
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]

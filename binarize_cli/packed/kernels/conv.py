@@ -1,0 +1,167 @@
+"""Convolutions of packed images, with what follows them in the same pass over the output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from binarize_cli.packed.kernels.accumulator import Int8, count_table, factor, kernel_numbers
+from binarize_cli.packed.kernels.compiled import kernel, specialised
+from binarize_cli.packed.kernels.geometry import Plan, Window, plan
+from binarize_cli.packed.kernels.matrix import Norm, PackedMatrix, channel_table, fill_outputs, pack_matrix
+from binarize_cli.packed.kernels.products import products
+from binarize_cli.packed.kernels.threads import in_parts
+from binarize_cli.packed.kernels.vectors import ROWS
+
+
+class PopcountConv:
+    """A convolution of packed images: sums * scale + bias, then `after` (BatchNorm, shortcut, RPReLU)."""
+
+    def __init__(
+        self,
+        window: Window,
+        matrices: list[PackedMatrix],  # one a group
+        scale: Tensor,  # [out]: alpha * beta
+        bias: Tensor | None = None,  # [out]
+        rule: Int8 | None = None,
+        after: Norm | None = None,
+    ):
+        self.window, self.rule, self.has_past = window, rule, after is not None and after.gain is not None
+        self.each, self.padded = matrices[0].outputs, matrices[0].padded
+        self.blocks = torch.stack([matrix.blocks for matrix in matrices])
+        table = channel_table(self.each * window.groups, scale.float() * factor(rule), bias, after)
+        self.channels = torch.stack([_of_group(table, g, self.each) for g in range(window.groups)])
+        self._counts: dict[tuple[int, int], Tensor] = {}
+
+    def __call__(self, bits: Tensor, size: tuple[int, int], past: Tensor | None = None) -> Tensor:
+        """Take int64 [N, padded H, padded W, words] of images of that size, and float32 [N, out, H', W'].
+
+        Returns float32 [N, out, H', W'], channels last in memory.
+        """
+        p, groups = plan(self.window, *size), self.window.groups
+        count, pixels = len(bits), p.output[0] * p.output[1]
+        width = self.each * (groups - 1) + self.padded  # what a last group's last vector writes has room
+        out = torch.empty(count, *p.output, width)
+        old = fill_outputs(past.permute(0, 2, 3, 1), width) if self.has_past else out.new_zeros(self.padded)
+        compute = convolution(tiled=self.rule is not None)
+        counts = self._counts_of(p, size)
+        image = (
+            bits.numpy().view(np.uint64).reshape(count, p.padded[0] * p.padded[1] * self.window.pixel_words),
+            p.starts.numpy(),
+            p.pieces.numpy(),
+        )
+        group = (groups, self.window.pixel_words // groups, self.blocks[0].numel(), self.each)
+        lines = (p.output[1], self.window.stride[1] * self.window.pixel_words)
+        rows = (p.starts.data_ptr(), p.steps.data_ptr(), p.places.data_ptr())
+        weights = (self.blocks.data_ptr(), len(p.masks[0]), self.padded)
+        kinds = (p.masks.data_ptr(), counts.data_ptr(), p.classes.data_ptr())
+        results = (
+            out.data_ptr(),
+            width,
+            self.channels.data_ptr(),
+            old.data_ptr(),
+            width if self.has_past else 0,
+        )
+        arguments = (*image, lines, rows, group, weights, kinds, kernel_numbers(self.rule), results)
+        work = count * pixels * width * self.window.length
+        if count >= torch.get_num_threads():
+            in_parts(lambda first, last: compute(*arguments, first, last, 0, pixels), count, work)
+        else:
+            in_parts(lambda first, last: compute(*arguments, 0, count, first, last), pixels, work, ROWS)
+        return out[..., : self.each * groups].permute(0, 3, 1, 2)
+
+    def _counts_of(self, p: Plan, size: tuple[int, int]) -> Tensor:
+        if size not in self._counts:
+            self._counts[size] = count_table(p.valid, self.rule).contiguous()
+        return self._counts[size]
+
+
+def pack_kernels(signs: np.ndarray, window: Window) -> list[PackedMatrix]:
+    """Pack +-1 [out, channels / groups, kh, kw] in the order of the window, a matrix a group."""
+    rows = window.taps_in_order(np.moveaxis(signs, 1, -1))
+    return [pack_matrix(part) for part in np.split(rows, window.groups)]
+
+
+def _of_group(table: Tensor, group: int, each: int) -> Tensor:
+    """[8, outputs padded] -> [8, outputs of a group padded]."""
+    return fill_outputs(table[:, group * each : (group + 1) * each], -(-each // 8) * 8)
+
+
+rows_by_weights = None  # each kernel that is `specialised` has its own
+
+
+@cache
+def convolution(tiled: bool) -> Callable:
+    """Return the kernel that convolves images, with an int8 accumulator if tiled."""
+    rows_by_weights = products(masked=True, tiled=tiled, ending="block")
+    return specialised(_convolve, f"convolve{'_tiled' * tiled}", rows_by_weights=rows_by_weights)
+
+
+def _convolve(
+    bits,  # uint64 [N, words of an image]
+    starts,  # int64 [pixels + 4]
+    pieces,  # int64 [pieces, 5]
+    lines,  # (output pixels of a line, words from one to the next)
+    rows,  # (starts, steps, places), addresses of tables
+    group,  # (groups, words of a pixel, words of weights, outputs), each of one group
+    weights,  # (blocks, words of a window, outputs with padding)
+    kinds,  # (masks, counts, classes)
+    accumulator,
+    results,  # (out, width, channels, past, past_width)
+    first_image,
+    last_image,
+    first,
+    last,
+):
+    """Convolve images first_image ... last_image - 1, output pixels first ... last - 1."""
+    pixels = starts.size - ROWS
+    length, outputs = weights[1], weights[2]
+    windows = np.empty((length, pixels if len(pieces) else 0), np.uint64)
+    own_steps = np.arange(length) * pixels
+    for n in range(first_image, last_image):
+        for g in range(group[0]):
+            if len(pieces):
+                gather_windows(bits[n, g * group[1] :], starts, pieces, lines, windows, first, last)
+                where = (np.int64(windows.ctypes.data), rows[2], np.int64(own_steps.ctypes.data))
+            else:
+                where = (np.int64(bits[n].ctypes.data) + 8 * g * group[1], rows[0], rows[1])
+            w = (weights[0] + 8 * g * group[2], length, outputs)
+            column = 4 * g * group[3]
+            image = 4 * n * pixels
+            to = (
+                results[0] + image * results[1] + column,
+                rows[2],
+                results[1],
+                results[2] + 4 * g * 8 * outputs,
+                results[3] + image * results[4] + (column if results[4] else 0),
+                results[4],
+            )
+            rows_by_weights(where, w, kinds, accumulator, to, first, last)
+
+
+@kernel
+def gather_windows(image, starts, pieces, lines, windows, first, last):
+    """Put the bits of the windows of pixels first ... last - 1 together, in windows [words, pixels].
+
+    The innermost loop goes along a line of pixels, which is what the vectoriser wants.
+    """
+    width, step = lines
+    begin, end = first // width, -(-last // width)
+    windows[:, begin * width : end * width] = 0
+    for piece in range(len(pieces)):
+        offset, word = pieces[piece, 0], pieces[piece, 4]
+        right, left = np.uint64(pieces[piece, 1]), np.uint64(pieces[piece, 3])
+        mask = np.uint64(pieces[piece, 2])
+        for line in range(begin, end):
+            source = image[starts[line * width] + offset :]
+            target = windows[word, line * width : (line + 1) * width]
+            if step == 1:
+                for x in range(width):
+                    target[x] |= ((source[x] >> right) & mask) << left
+            else:
+                for x in range(width):
+                    target[x] |= ((source[x * step] >> right) & mask) << left

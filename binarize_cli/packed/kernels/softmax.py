@@ -1,0 +1,65 @@
+"""Softmax whose sign alone is needed: p >= t where its exponential is at least t times the sum of all."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from binarize_cli.packed.kernels.compiled import kernel
+from binarize_cli.packed.kernels.pack import pack_run
+from binarize_cli.packed.kernels.vectors import as_float32
+
+
+@kernel
+def softmax_signs(scores, columns, scale, threshold, bits):
+    """Pack softmax(scale * row) >= threshold of rows of scores [rows, columns and padding], at `bits`."""
+    words = (columns + 63) // 64
+    limit, nothing = np.empty(columns, np.float32), np.full(columns, np.nan, np.float32)
+    for r in range(len(scores)):
+        row = scores[r, :columns]
+        limit[:] = threshold * exponentials(row, scale)
+        at = np.int64(row.ctypes.data)
+        pack_run(
+            at, np.int64(limit.ctypes.data), np.int64(nothing.ctypes.data), bits + 8 * words * r, columns
+        )
+
+
+@kernel(reorder=True)
+def exponentials(row, scale):
+    """Replace a row by exp(scale * row - its maximum); return their sum."""
+    for j in range(row.size):
+        row[j] *= scale
+    top = maximum(row)
+    total = np.float32(0)
+    for j in range(row.size):
+        row[j] = exp(row[j] - top)
+        total += row[j]
+    return total
+
+
+@kernel
+def maximum(row):
+    """Return the largest number of a row. LLVM makes a vector of 16 running maxima, but not of one."""
+    top = np.full(16, -np.inf, np.float32)
+    whole = row.size - row.size % 16
+    for j in range(0, whole, 16):
+        for lane in range(16):
+            top[lane] = max(top[lane], row[j + lane])
+    for j in range(whole, row.size):
+        top[0] = max(top[0], row[j])
+    return top.max()
+
+
+@kernel
+def exp(x):
+    """e^x for x <= 0 to a unit in the last place: 2^n by its bits, the rest by Cephes' polynomial."""
+    x = max(x, np.float32(-87.0))
+    n = np.floor(x * np.float32(1.44269504088896341) + np.float32(0.5))
+    x = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
+    y = np.float32(1.9875691500e-4)
+    y = y * x + np.float32(1.3981999507e-3)
+    y = y * x + np.float32(8.3334519073e-3)
+    y = y * x + np.float32(4.1665795894e-2)
+    y = y * x + np.float32(1.6666665459e-1)
+    y = y * x + np.float32(5.0000001201e-1)
+    y = y * x * x + x + np.float32(1)
+    return y * as_float32((np.int32(n) + np.int32(127)) << np.int32(23))

@@ -1,0 +1,156 @@
+"""Binary layers that compute on bits: they pack the signs of their inputs and count, by `kernels`.
+
+On another device than a CPU, for other numbers than float32 and under torch.compile they compute as the
+layers they inherit from, on signs as numbers. Both ways lead to the same numbers, to the bit.
+
+Importing this imports numba; `runtime` does so where a file has binary inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from binarize_cli.binarize.layers import BinaryConv2d, BinaryLinear
+from binarize_cli.console import say
+from binarize_cli.packed import kernels
+from binarize_cli.packed.bits import unpack
+
+FEWEST_CHANNELS = 32  # of a group: with fewer, most of a 64-bit word is padding
+
+
+def layer_class(binary: type[nn.Module], module: nn.Module) -> Any:
+    """Return the class that computes on bits what `binary` does for a float layer; `binary` if none suits.
+
+    None suits on a CPU that counts bits slowly, nor for convolutions of many small groups (depthwise ones).
+    """
+    if _in_small_groups(module) or kernels.arithmetic() != "popcount":
+        return binary
+    _announce_compilation()
+    return POPCOUNT_LAYERS[binary]
+
+
+def _in_small_groups(module: nn.Module) -> bool:
+    if not isinstance(module, nn.Conv2d):
+        return False
+    return module.groups > 1 and module.in_channels // module.groups < FEWEST_CHANNELS
+
+
+@cache
+def _announce_compilation() -> None:
+    kernels.when_compiling(lambda: say("compiling the popcount kernels, once"))
+
+
+class Made:
+    """What was made of some tensors: made again when one of them is another or has changed."""
+
+    def __init__(self) -> None:
+        self.key: tuple | None = None
+        self.value: Any = None
+
+    def of(self, tensors: list[Tensor | None], more: tuple, make: Callable[[], Any]) -> Any:
+        """Return make(), or what it returned before for the same tensors, as they are now, and `more`."""
+        key = (*(_identity(tensor) for tensor in tensors), *more)
+        if key != self.key:
+            with torch.no_grad():
+                self.value = make()
+            self.key = key
+        return self.value
+
+
+def _identity(tensor: Tensor | None) -> tuple | None:
+    """The tensor's place, and how often it was written to; inference tensors do not count that."""
+    if tensor is None:
+        return None
+    return tensor.data_ptr(), None if tensor.is_inference() else tensor._version
+
+
+def _suits(x: Tensor) -> bool:
+    """Return whether the kernels can read the tensor: they know nothing but addresses of float32 numbers."""
+    return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling()
+
+
+class PopcountLinear(BinaryLinear):
+    """BinaryLinear on bits."""
+
+    source: Any  # a PackedWeight
+    input: Any  # a SignInput
+    accumulator: Any  # an IntegerAccumulator
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._made = Made()
+
+    def forward(self, x: Tensor) -> Tensor:  # [..., in] -> [..., out]
+        if not _suits(x) or x.shape[-1] != self.in_features:
+            return super().forward(x)
+        bias = None if torch.is_grad_enabled() else self.bias  # the kernels know no gradients
+        limits, product = self._made.of(tensors_of(self), (bias is None,), lambda: self._make(bias))
+        bits = kernels.pack_signs(x, limits)
+        y = product(bits).contiguous().view(*x.shape[:-1], self.out_features)
+        return y if self.bias is None or bias is not None else y + self.bias
+
+    def _make(self, bias: Tensor | None) -> tuple[kernels.Limits, kernels.PopcountLinear]:
+        matrix = kernels.matrix_of_bytes(self.source.bits.numpy(), self.in_features)
+        scale, limits, rule = scale_limits_rule(self, self.in_features)
+        return limits, kernels.PopcountLinear(matrix, scale, bias, rule)
+
+
+class PopcountConv2d(BinaryConv2d):
+    """BinaryConv2d on bits."""
+
+    source: Any  # a PackedWeight
+    input: Any  # a SignInput
+    accumulator: Any  # an IntegerAccumulator
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._made = Made()
+
+    def forward(self, x: Tensor) -> Tensor:  # [N, in, H, W] -> [N, out, H', W']
+        if not _suits(x) or x.dim() != 4 or x.shape[1] != self.in_channels:
+            return super().forward(x)
+        height, width = x.shape[2:]
+        margins = self.margins(x)
+        window = self._window(margins)
+        if min(window.output_size(height, width)) < 1:
+            return super().forward(x)  # which raises what torch says of it
+        bias = None if torch.is_grad_enabled() else self.bias
+        more = (bias is None, margins)
+        limits, conv = self._made.of(tensors_of(self), more, lambda: self._make(window, bias))
+        y = conv(kernels.pack_image(x, limits, window), (height, width))
+        y = y.contiguous(memory_format=torch.channels_last)
+        return y if self.bias is None or bias is not None else y + self.bias.view(-1, 1, 1)
+
+    def _window(self, margins: tuple[int, int, int, int]) -> kernels.Window:
+        """The window, in whose order products are added: exact sums do not depend on it, int8 sums do."""
+        order = "pixel" if self.accumulator.rule is None else "channel"
+        sizes: Any = (self.kernel_size, self.stride, self.dilation)
+        return kernels.Window(self.in_channels, *sizes, self.groups, margins, self.pad_value, order)
+
+    def _make(
+        self, window: kernels.Window, bias: Tensor | None
+    ) -> tuple[kernels.Limits, kernels.PopcountConv]:
+        signs = unpack(self.source.bits.numpy(), self.source.shape)
+        scale, limits, rule = scale_limits_rule(self, self.in_channels)
+        return limits, kernels.PopcountConv(window, kernels.pack_kernels(signs, window), scale, bias, rule)
+
+
+POPCOUNT_LAYERS: dict[type[nn.Module], Any] = {BinaryLinear: PopcountLinear, BinaryConv2d: PopcountConv2d}
+
+
+def tensors_of(layer: Any) -> list[Tensor | None]:
+    """The tensors that a layer's kernels are made of."""
+    return [layer.source.bits, layer.source.scale, layer.input.threshold, layer.input.scale, layer.bias]
+
+
+def scale_limits_rule(layer: Any, channels: int) -> tuple[Tensor, kernels.Limits, kernels.Int8 | None]:
+    """Return (alpha beta [out], the limits of the input's signs [channels], the accumulator's rule)."""
+    threshold = torch.zeros(channels) if layer.input.threshold is None else layer.input.threshold
+    rule = layer.accumulator.rule
+    rule = rule and kernels.Int8(rule.overflow, rule.shift)
+    return layer.source.scale * layer.input.scale, kernels.Limits.of_threshold(threshold), rule
