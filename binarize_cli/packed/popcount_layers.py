@@ -129,8 +129,10 @@ class PopcountConv2d(BinaryConv2d):
     def _window(self, margins: tuple[int, int, int, int]) -> kernels.Window:
         """The window, in whose order products are added: exact sums do not depend on it, int8 sums do."""
         order = "pixel" if self.accumulator.rule is None else "channel"
-        sizes: Any = (self.kernel_size, self.stride, self.dilation)
-        return kernels.Window(self.in_channels, *sizes, self.groups, margins, self.pad_value, order)
+        kernel, stride, dilation = map(_pair, (self.kernel_size, self.stride, self.dilation))
+        return kernels.Window(
+            self.in_channels, kernel, stride, dilation, self.groups, margins, self.pad_value, order
+        )
 
     def _make(
         self, window: kernels.Window, bias: Tensor | None
@@ -138,6 +140,11 @@ class PopcountConv2d(BinaryConv2d):
         signs = unpack(self.source.bits.numpy(), self.source.shape)
         scale, limits, rule = scale_limits_rule(self, self.in_channels)
         return limits, kernels.PopcountConv(window, kernels.pack_kernels(signs, window), scale, bias, rule)
+
+
+def _pair(numbers: tuple[int, ...]) -> tuple[int, int]:
+    high, wide = numbers
+    return high, wide
 
 
 POPCOUNT_LAYERS: dict[type[nn.Module], Any] = {BinaryLinear: PopcountLinear, BinaryConv2d: PopcountConv2d}
