@@ -280,7 +280,7 @@ def ship(run: Run) -> tuple[PackedFile, Agreement]:
         run.folder.packed.unlink(missing_ok=True)
         raise
     run.accuracy["packed"] = run.score(loaded)
-    run.inputs = ranks.broadcast_from_rank0(lambda: input_distributions(loaded, some_images(run)))
+    run.inputs = ranks.broadcast_from_rank0(lambda: input_distributions(run.net, some_images(run)))
     if run.job.show_images and run.float_net:
         run.changed = ranks.broadcast_from_rank0(lambda: changed(run, loaded))
     scored = document.scored(run.accuracy["packed"].to_json(speed=False))
