@@ -153,8 +153,8 @@ def jobs(cluster, tmp_path) -> Jobs:
 
 
 SCRIPT = ROOT / "recipes" / "slurm" / "binarize.sbatch"
-LONG = ("--dataset", "digits", "--epochs", 12, "-b", 32)  # half a minute
-LONGER = ("--dataset", "digits", "--epochs", 60, "-b", 32)  # more than a minute, when nothing else runs
+LONG = ("--dataset", "digits", "--epochs", 36, "-b", 32)  # more than half a minute
+LONGER = ("--dataset", "digits", "--epochs", 200, "-b", 32)  # minutes, also when nothing else runs
 
 
 def epochs(run: Path) -> list[int]:
@@ -162,7 +162,7 @@ def epochs(run: Path) -> list[int]:
         return [int(row["epoch"]) for row in csv.DictReader(file)]
 
 
-def check_continued(jobs: Jobs, job: str, name: str, signal_name: str, count: int = 12) -> None:
+def check_continued(jobs: Jobs, job: str, name: str, signal_name: str, count: int = 36) -> None:
     """The job was stopped once, queued again by itself, and completed; its log.csv has each row once."""
     log = jobs.log(f"bnnpp-{job}.out")
     assert f"{signal_name}: saving after this step" in log and "stopped after step" in log
@@ -195,7 +195,7 @@ def test_a_warning_before_the_time_limit_requeues_and_the_run_completes(jobs):
     jobs.wait_for(lambda: jobs.show(job)["JobState"] == "PENDING", "the requeue")
     jobs.call("scontrol", "update", f"JobId={job}", "TimeLimit=20")
     jobs.wait_until_done(job)
-    check_continued(jobs, job, f"runs/bnnpp-{job}", "SIGUSR1", count=60)
+    check_continued(jobs, job, f"runs/bnnpp-{job}", "SIGUSR1", count=200)
 
 
 @pytest.mark.slow
@@ -203,7 +203,7 @@ def test_a_warning_before_the_time_limit_requeues_and_the_run_completes(jobs):
 def test_a_preempted_job_is_queued_again_and_completes(jobs):
     nodes = ("--nodes=1", "--nodelist=n1", "--exclusive")
     job = jobs.submit("--partition=low", *nodes, SCRIPT, "digits_resnet", "bnn++", *LONG)
-    jobs.wait_for(lambda: "epoch 2/12" in jobs.log(f"bnnpp-{job}.out"), "an epoch")
+    jobs.wait_for(lambda: "epoch 2/36" in jobs.log(f"bnnpp-{job}.out"), "an epoch")
     jobs.submit("--partition=high", *nodes, "--output=/dev/null", "--wrap", "sleep 5")
     jobs.wait_until_done(job)
     check_continued(jobs, job, f"runs/bnnpp-{job}", "SIGTERM")
@@ -213,7 +213,7 @@ def test_a_preempted_job_is_queued_again_and_completes(jobs):
 @pytest.mark.slurm
 def test_a_job_that_is_requeued_continues(jobs):
     job = jobs.submit(SCRIPT, "digits_resnet", "bnn++", *LONG)
-    jobs.wait_for(lambda: "epoch 2/12" in jobs.log(f"bnnpp-{job}.out"), "an epoch")
+    jobs.wait_for(lambda: "epoch 2/36" in jobs.log(f"bnnpp-{job}.out"), "an epoch")
     jobs.call("scontrol", "requeue", job)
     jobs.wait_until_done(job)
     check_continued(jobs, job, f"runs/bnnpp-{job}", "SIGTERM")
@@ -223,7 +223,7 @@ def test_a_job_that_is_requeued_continues(jobs):
 @pytest.mark.slurm
 def test_a_cancelled_job_saves_and_stays_cancelled(jobs):
     job = jobs.submit(SCRIPT, "digits_resnet", "bnn++", *LONG)
-    jobs.wait_for(lambda: "epoch 2/12" in jobs.log(f"bnnpp-{job}.out"), "an epoch")
+    jobs.wait_for(lambda: "epoch 2/36" in jobs.log(f"bnnpp-{job}.out"), "an epoch")
     jobs.call("scancel", job)
     jobs.wait_for(lambda: jobs.show(job)["JobState"] == "CANCELLED", "the end")
     assert "not requeued" in jobs.log(f"bnnpp-{job}.out")
@@ -236,7 +236,7 @@ def test_torchrun_on_two_nodes_is_warned_requeued_and_completes(jobs):
     script = SCRIPT.with_name("multi-node.sbatch")
     job = jobs.submit("--gres=gpu:1", script, "digits_resnet", "bnn++", *LONG)
     name = f"bnnpp-nodes-{job}.out"
-    jobs.wait_for(lambda: "epoch 2/12" in jobs.log(name), "an epoch")
+    jobs.wait_for(lambda: "epoch 2/36" in jobs.log(name), "an epoch")
     jobs.call("scancel", "--signal=USR1", job)
     jobs.wait_until_done(job)
     log = jobs.log(name)
