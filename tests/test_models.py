@@ -434,6 +434,7 @@ HEADS = {
     "convnext_atto": ["head.fc"],
     "mobilenetv3_small_050": ["classifier"],
     "levit_128s": ["head.linear", "head_dist.linear"],
+    "levit_384_s8": ["head.linear", "head_dist.linear"],
     "resnet20_cifar": ["linear"],
     "torchvision/squeezenet1_1": ["classifier.1"],
     "torchvision/mobilenet_v3_small": ["classifier.3"],

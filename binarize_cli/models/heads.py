@@ -17,6 +17,8 @@ def head_names(net: nn.Module) -> list[str]:
     declared = getattr(net, "pretrained_cfg", {}).get("classifier")
     if declared:
         names = [declared] if isinstance(declared, str) else list(declared)
+        # timm forgets the second head of some distilled networks (levit_384_s8).
+        names += [twin for name in names if (twin := name.replace("head", "head_dist", 1)) not in names]
         modules = dict(net.named_modules())
         return [name for name in names if _has_rows(modules.get(name))]
     return [name for name, module in net.named_modules() if _has_rows(module)][-1:]
