@@ -1,6 +1,7 @@
 """Every family of timm and torchvision, one smallest network each: packed with equal logits, or refused.
 
-    uv run python tests/families.py [--tasks bw,bwa] [--only PATTERN] [--minutes M] [--json FILE]
+    uv run python tests/families.py [--tasks bw,bwa] [--only PATTERN] [--after FAMILY]
+                                    [--minutes M] [--json FILE]
 
 A family is a file of models in the library's source. Of each the network of the fewest parameters is taken
 (of those whose names sound small), with random weights; it goes through `bnnpp binarize` on a few invented
@@ -51,8 +52,8 @@ class Outcome(NamedTuple):
     words: str
 
 
-def families(only: str) -> Iterator[Family]:
-    """The smallest network of every family whose name matches a glob pattern."""
+def families(only: str, after: str) -> Iterator[Family]:
+    """The smallest network of every family whose name matches a pattern and comes after another."""
     found: dict[str, list[str]] = {}
     for name in timm.list_models():
         module = timm.models.model_entrypoint(name).__module__
@@ -61,7 +62,7 @@ def families(only: str) -> Iterator[Family]:
         module = torchvision.models.get_model_builder(name).__module__
         found.setdefault(f"torchvision {module.rpartition('.')[2]}", []).append(f"torchvision/{name}")
     for family in sorted(found):
-        if fnmatch.fnmatch(family, f"*{only}*"):
+        if family > after and fnmatch.fnmatch(family, f"*{only}*"):
             sizes = {name: count for name in candidates(found[family]) if (count := parameters(name))}
             if sizes:
                 smallest = min(sizes, key=sizes.__getitem__)
@@ -191,6 +192,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", default="bw,bwa")
     parser.add_argument("--only", default="*", help="a glob pattern of families")
+    parser.add_argument("--after", default="", help="a family: go on behind it, as printed")
     parser.add_argument("--minutes", type=float, default=5.0, help="for each run")
     parser.add_argument("--json", type=Path, help="a file to write the outcomes to")
     flags = parser.parse_args()
@@ -198,7 +200,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         images = invent_images(Path(folder) / "images", classes=2, each=4, side=64)
-        for family in families(flags.only):
+        for family in families(flags.only, flags.after):
             for task in flags.tasks.split(","):
                 outcome = run(family, task, images, flags.minutes)
                 rows.append({**family._asdict(), "task": task, **outcome._asdict()})
