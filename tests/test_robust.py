@@ -382,6 +382,21 @@ def test_what_nohup_ignores_stays_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2], ids=lambda n: n.name)
+def test_what_a_job_script_ignores_until_bnnpp_listens_is_heeded(number, capsys):
+    """`trap "" TERM USR1 USR2` in recipes/slurm: the ignoring is inherited through exec."""
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), number)
+            time.sleep(0.01)
+            assert stop.code == 75
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+    assert f"{number.name}: saving after this step" in capsys.readouterr().err
+
+
 def test_sigterm_ends_a_load_that_hangs(tmp_path):
     """Before training, whatever the process is busy with: here the weights are read for ever."""
     script = (

@@ -241,7 +241,7 @@ def test_torchrun_on_two_nodes_is_warned_requeued_and_completes(jobs):
     jobs.wait_until_done(job)
     log = jobs.log(name)
     assert "2 ranks" in log and "SIGUSR1: saving" in log and "continuing from" in log
-    assert epochs(jobs.folder / f"runs/bnnpp-nodes-{job}") == list(range(13))
+    assert epochs(jobs.folder / f"runs/bnnpp-nodes-{job}") == list(range(37))
     print(log)
 
 

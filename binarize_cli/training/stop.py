@@ -19,6 +19,9 @@ from binarize_cli.console import say
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 CTRL_C, AGAIN = 130, 75  # 75 is EX_TEMPFAIL of sysexits.h: run the same command again
 EXIT_CODES = (CTRL_C, AGAIN)
+# Ignored at the start, these stay ignored: nohup and a shell that starts a job with `&` mean it. The others a
+# script ignores only until this program listens, as recipes/slurm/*.sbatch do.
+LEFT_ALONE = (signal.SIGINT, signal.SIGHUP)
 ECHO = 3.0  # seconds in which a second signal is an echo of the first
 
 
@@ -48,9 +51,8 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if self._depth == 0:
-            # What nohup has told the shell to ignore (SIGHUP) stays ignored.
-            heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-            self._before = {number: signal.signal(number, self._note) for number in heeded}
+            left = [n for n in LEFT_ALONE if signal.getsignal(n) is signal.SIG_IGN]
+            self._before = {n: signal.signal(n, self._note) for n in SIGNALS if n not in left}
         self._depth += 1
         return self
 
