@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -113,11 +114,14 @@ def test_training_and_packed_sums_are_the_references(rule, length):
     st.integers(1, 2),
     st.integers(1, 2),
     st.sampled_from([-1, 0, 1]),
+    st.sampled_from([4, 16, 32, 64, 70]),
     st.integers(0, 99),
 )
-def test_convolutions_too_whatever_their_geometry(rule, groups, kernel, stride, dilation, around, seed):
-    x = nn.functional.pad(signs(2, 4 * groups, 7, 6, seed=seed), (1, 1, 2, 2), value=around)
-    w = signs(2 * groups, 4, kernel, kernel, seed=seed + 1)
+def test_convolutions_too_whatever_their_geometry(
+    rule, groups, kernel, stride, dilation, around, depth, seed
+):
+    x = nn.functional.pad(signs(2, depth * groups, 7, 6, seed=seed), (1, 1, 2, 2), value=around)
+    w = signs(2 * groups, depth, kernel, kernel, seed=seed + 1)
     window = Window((kernel, kernel), (stride, stride), (dilation, dilation), groups)
     found = FloatAccumulator(rule).conv(x, w, window)
     assert torch.equal(found, IntegerAccumulator(rule).conv(x, w, window))
@@ -125,8 +129,13 @@ def test_convolutions_too_whatever_their_geometry(rule, groups, kernel, stride, 
     for n, o, i, j in ((0, 0, 0, 0), (1, 2 * groups - 1, found.shape[2] - 1, found.shape[3] - 1)):
         group = o // 2
         y0, x0 = i * stride, j * stride
-        patch = x[n, 4 * group : 4 * group + 4, y0 : y0 + reach : dilation, x0 : x0 + reach : dilation]
-        assert found[n, o, i, j] == reference((patch * w[o]).flatten().numpy(), rule)
+        channels = slice(depth * group, depth * (group + 1))
+        patch = x[n, channels, y0 : y0 + reach : dilation, x0 : x0 + reach : dilation]
+        products = (patch * w[o]).permute(1, 2, 0)  # row, column, channel
+        assert found[n, o, i, j] == reference(products.flatten().numpy(), rule)
+        if rule:
+            old = IntegerAccumulator(replace(rule, tiles="channel")).conv(x, w, window)
+            assert old[n, o, i, j] == reference((patch * w[o]).flatten().numpy(), rule)
 
 
 def test_chunks_do_not_change_the_sums(monkeypatch):

@@ -20,12 +20,13 @@ from binarize_cli.recipe import Recipe
 PAGE = (Path(__file__).parents[1] / "docs" / "format.md").read_text(encoding="utf-8")
 READER = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1]
 FILES = [
-    "digits_resnet-bw",
-    "digits_resnet-bwa",
-    "digits_resnet-bwaa",
-    "digits_vit-bw",
-    "digits_vit-bwa",
-    "digits_vit-bwaa",
+    "format1-digits_resnet-bw",
+    "format1-digits_resnet-bwa",
+    "format1-digits_resnet-bwaa",
+    "format1-digits_vit-bw",
+    "format1-digits_vit-bwa",
+    "format1-digits_vit-bwaa",
+    "format2-digits_resnet-bwaa",
 ]
 
 
@@ -48,7 +49,7 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("name", FILES)
 def test_the_reader_on_the_page_gives_the_score_of_eval(name, network, digits, tmp_path):
-    old = read(GOLDEN / f"format1-{name}.safetensors")
+    old = read(GOLDEN / f"{name}.safetensors")
     write(tmp_path / "m", old.document, old.tensors)
     images, targets = digits
     found = network(tmp_path / "m").logits(images)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +95,16 @@ def test_a_file_of_format_1_means_the_same_in_the_present_format(name, present):
     assert contents(old)["layers"] == contents(new)["layers"]
     assert torch.equal(logits(old.path), logits(new.path))
     assert new.total_bytes < old.total_bytes
+
+
+@torch.no_grad()
+def test_the_products_of_convolutions_keep_the_order_of_their_format():
+    old, new = (read(GOLDEN / f"format{n}-digits_resnet-bwaa.safetensors") for n in (1, 2))
+    assert (old.document.inputs.tiles, new.document.inputs.tiles) == ("channel", "pixel")
+    inputs = new.document.inputs.model_copy(update={"tiles": "channel"})
+    other = replace(new, document=new.document.model_copy(update={"inputs": inputs}))
+    x = some_digits(new.document.preprocessing)
+    assert not torch.allclose(rebuild(other)(x), rebuild(new)(x), atol=0.1), "tiles are shifted here"
 
 
 def test_format_1_is_told_in_the_words_of_the_present_format():

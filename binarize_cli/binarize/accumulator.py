@@ -1,7 +1,8 @@
 """The int8 accumulator of task bwaa, one definition for training and for packed files.
 
-The products of a sum are added in tiles of 64, in the order in which the weights are packed. After each tile
-the running sum is brought back to -128 ... 127: saturated, or wrapped as in WrapNet (Ni et al. 2021).
+The products of a sum are added in tiles of 64; those of a convolution in the order row, column, channel, so
+that 64 channels of a pixel are a tile. After each tile the running sum is brought back to -128 ... 127:
+saturated, or wrapped as in WrapNet (Ni et al. 2021).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ class AccumulatorRule:
 
     overflow: str  # saturate or wrap
     shift: int = 0
+    tiles: str = "pixel"  # of a convolution; "channel" in files of format 1: channel, row, column
 
 
 @dataclass(frozen=True)

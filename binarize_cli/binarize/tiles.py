@@ -58,7 +58,7 @@ def conv_in_tiles(
         return y.round(decimals=2) if y.is_cuda else y
 
     def sums(images: Tensor) -> tuple[Tensor, Tensor]:
-        tile = tiles_of_conv(images, weights, groups, conv)
+        tile = tiles_of_conv(images, weights, dilation, groups, conv)
         return accumulate(tile, weights[0].numel(), AccumulatorRule(overflow, shift))
 
     height, width = images.shape[2] // stride[0], images.shape[3] // stride[1]
@@ -73,22 +73,41 @@ def matmul_in_tiles(
 
 
 def tiles_of_conv(
-    images: Tensor, weights: Tensor, groups: int, conv: Callable[[Tensor, Tensor], Tensor]
+    images: Tensor,
+    weights: Tensor,
+    dilation: Sequence[int],
+    groups: int,
+    conv: Callable[[Tensor, Tensor], Tensor],
 ) -> Callable[[int, int], Tensor]:
-    """What gives the sums of products start ... stop - 1 of a convolution, itself by `conv`.
+    """Return `tile(start, stop)`, which sums products start ... stop - 1 of a convolution, by `conv`.
 
-    A tile is a convolution too: of the channels it touches, by weights that are zero outside it.
+    A tile is a convolution too: of the rows, columns and channels that it touches, by weights that are zero
+    outside it. Products are in the order row, column, channel.
     """
     by_group = images.unflatten(1, (groups, -1))
-    area = weights[0, 0].numel()
-    index = torch.arange(weights[0].numel(), device=weights.device).view_as(weights[0])
+    depth, rows, columns = weights.shape[1:]
+    index = torch.arange(weights[0].numel(), device=weights.device)
+    index = index.view(rows, columns, depth).permute(2, 0, 1)
 
     def tile(start: int, stop: int) -> Tensor:
-        touched = slice(start // area, -(-stop // area))  # channels of a group
-        inside = (index[touched] >= start) & (index[touched] < stop)
-        return conv(by_group[:, :, touched].flatten(1, 2), weights[:, touched] * inside)
+        first, last = start // depth, (stop - 1) // depth  # taps
+        high, wide, deep = slice(first // columns, last // columns + 1), slice(0, columns), slice(0, depth)
+        if high.stop - high.start == 1:
+            wide = slice(first % columns, last % columns + 1)
+        if first == last:
+            deep = slice(start - first * depth, stop - first * depth)
+        part, kept = weights[:, deep, high, wide], index[deep, high, wide]
+        if kept.numel() != stop - start:
+            part = part * ((kept >= start) & (kept < stop))
+        seen = by_group[..., _seen(high, rows, dilation[0]), :][..., _seen(wide, columns, dilation[1])]
+        return conv(seen[:, :, deep].flatten(1, 2), part)
 
     return tile
+
+
+def _seen(taps: slice, size: int, dilation: int) -> slice:
+    """Return the part of an image's axis that these taps of a kernel of that size go over."""
+    return slice(taps.start * dilation, (taps.stop - size) * dilation or None)
 
 
 def _by_chunks(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from binarize_cli.binarize.accumulator import AccumulatorRule, Window, accumulate
-from binarize_cli.binarize.tiles import joined, matmul_in_tiles, tiles_of_conv
+from binarize_cli.binarize.accumulator import AccumulatorRule, Window
+from binarize_cli.binarize.tiles import joined, matmul_in_tiles
 
 CHUNK = 2**24  # int8 inputs of products under way at a time
 
@@ -40,27 +40,21 @@ class IntegerAccumulator(nn.Module):
         return sums.view(*left.shape[:-1], right.shape[-2]).float()
 
     def _conv(self, signs: Tensor, kernels: Tensor, window: Window) -> Tensor:
-        """[n, C, H, W] by [out, C / groups, kh, kw] -> int32 [n, out, H', W']."""
-        if self.rule is None:
-            return int8_conv(signs, kernels, window)
-        tile = tiles_of_conv(signs, kernels, window.groups, lambda x, w: int8_conv(x, w, window))
-        return accumulate(tile, kernels[0].numel(), self.rule)[0]
+        """[n, C, H, W] by [out, C / groups, kh, kw] -> int32 [n, out, H', W'], as products of matrices."""
+        done = []
+        for x, w in zip(signs.chunk(window.groups, 1), kernels.chunk(window.groups), strict=True):
+            seen = patches(x, window)
+            rows, columns = seen.flatten(0, 2), w.permute(0, 2, 3, 1).flatten(1)
+            if self.rule and self.rule.tiles == "channel":
+                rows, columns = (by_channel(each, w.shape[1]) for each in (rows, columns))
+            done.append(self._matmul(rows, columns).view(*seen.shape[:3], len(w)))
+        return joined(done, 3).permute(0, 3, 1, 2)
 
     def _matmul(self, rows: Tensor, weights: Tensor) -> Tensor:
         """int8 [..., R, K] by [..., out, K] -> int32 [..., R, out]."""
         if self.rule is None:
             return int8_matmul(rows, weights)
         return matmul_in_tiles(rows, weights, self.rule, int8_matmul)[0]
-
-
-def int8_conv(signs: Tensor, kernels: Tensor, window: Window) -> Tensor:
-    """int8 [n, C, H, W] by [out, C / groups, kh, kw] -> int32 [n, out, H', W'], as a product of matrices."""
-    done = []
-    for x, w in zip(signs.chunk(window.groups, 1), kernels.chunk(window.groups), strict=True):
-        rows = patches(x, window)
-        sums = int8_matmul(rows.flatten(0, 2), w.permute(0, 2, 3, 1).flatten(1))
-        done.append(sums.view(*rows.shape[:3], len(w)))
-    return joined(done, 3).permute(0, 3, 1, 2)
 
 
 def patches(signs: Tensor, window: Window) -> Tensor:
@@ -73,6 +67,11 @@ def patches(signs: Tensor, window: Window) -> Tensor:
     view = pixels.unfold(1, dy * (kh - 1) + 1, window.stride[0])[..., ::dy]  # [n, H', W, C, kh]
     view = view.unfold(2, dx * (kw - 1) + 1, window.stride[1])[..., ::dx]  # [n, H', W', C, kh, kw]
     return view.permute(0, 1, 2, 4, 5, 3).flatten(3)
+
+
+def by_channel(rows: Tensor, channels: int) -> Tensor:
+    """[R, kh * kw * C] -> [R, C * kh * kw]: the order of format 1."""
+    return rows.unflatten(1, (-1, channels)).mT.flatten(1)
 
 
 def int8_matmul(rows: Tensor, weights: Tensor) -> Tensor:

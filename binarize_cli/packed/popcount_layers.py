@@ -128,7 +128,7 @@ class PopcountConv2d(BinaryConv2d):
 
     def _window(self, margins: tuple[int, int, int, int]) -> kernels.Window:
         """The window, in whose order products are added: exact sums do not depend on it, int8 sums do."""
-        order = "pixel" if self.accumulator.rule is None else "channel"
+        order = "pixel" if self.accumulator.rule is None else self.accumulator.rule.tiles
         kernel, stride, dilation = map(_pair, (self.kernel_size, self.stride, self.dilation))
         return kernels.Window(
             self.in_channels, kernel, stride, dilation, self.groups, margins, self.pad_value, order

@@ -213,8 +213,9 @@ def _channels(net: nn.Module, matmul: Any, name: str) -> list[int]:
 def _binary(module: Any, row: Row, tensors: dict[str, Tensor], document: Document) -> nn.Module:
     """Return the binary form of a layer, or of a matmul of attention; sums of signs are integers."""
     name, made = row.name, document.inputs
-    overflow = made.overflow if made else None
-    rule = AccumulatorRule(overflow, row.shift) if overflow and row.shift is not None else None
+    rule = None
+    if made and made.overflow and row.shift is not None:
+        rule = AccumulatorRule(made.overflow, row.shift, made.tiles)
     if row.is_matmul:
         sides = zip(SIDES[1:], module.axes, strict=True)
         left, right = (_input(name, side, axes, tensors) for side, axes in sides)

@@ -125,6 +125,8 @@ class BinaryInputs(Part):
     attention: Literal["float", "binary"]
     overflow: Overflow | None = None
     """Task bwaa: what happens at the ends of the int8 accumulator."""
+    tiles: Literal["pixel", "channel"] = "pixel"
+    """Task bwaa: the order of a convolution's products; channel is that of format 1."""
 
 
 class Row(Part):

@@ -45,7 +45,7 @@ def upgrade(
         made = recipe["activation"]
         document["inputs"] = {key: made[key] for key in ("threshold", "padding", "blocks", "attention")}
         if old["task"] == "bwaa":
-            document["inputs"]["overflow"] = recipe["accumulator"]["overflow"]
+            document["inputs"] |= {"overflow": recipe["accumulator"]["overflow"], "tiles": "channel"}
     renamed = {_renamed(name): tensor for name, tensor in tensors.items()}
     if len(renamed) < len(tensors):
         raise ValueError("two tensors have one name")

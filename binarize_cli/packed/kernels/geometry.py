@@ -24,7 +24,7 @@ Pair = tuple[int, int]
 class Window:
     """How a convolution goes over an image; `order` is that of its products, in sums and in tiles.
 
-    order: "channel" is (channel, row, column), as format 1 packs weights; "pixel" is (row, column, channel).
+    order: "pixel" is (row, column, channel); "channel", that of files of format 1, (channel, row, column).
     pad: the value around the image; 0 is a third value, which adds nothing.
     """
 
