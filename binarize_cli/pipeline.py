@@ -18,6 +18,7 @@ from binarize_cli.binarize.convert import harden
 from binarize_cli.binarize.distributions import input_distributions, latent_distributions
 from binarize_cli.binarize.float_accumulator import FloatAccumulator
 from binarize_cli.binarize.prepare import make_binary
+from binarize_cli.binarize.rounding import round_floats
 from binarize_cli.binarize.select import Layer
 from binarize_cli.console import say, show, warn
 from binarize_cli.device import place, precision
@@ -236,7 +237,10 @@ def write_log(folder: RunFolder, rows: list[EpochRow]) -> None:
 
 
 def make_hard(run: Run) -> None:
-    """Signs for latents, BatchNorm re-estimated where that helps, the rest rounded to what the file holds."""
+    """Signs for latents, BatchNorm re-estimated where that helps; then the rest as the file will hold it.
+
+    The hard network is scored before the rest is rounded, the packed file after: the report has both.
+    """
     if run.binary:
         run.binary.harden()
     if run.reestimates and run.binary:  # of few images a rank may have no batch
@@ -244,13 +248,14 @@ def make_hard(run: Run) -> None:
         run.batchnorm = reestimate_if_better(run.net, batches, run.device, run.score_held_out)
         say(str(run.batchnorm))
     run.latents = latent_distributions(run.net)
-    harden(run.net, getattr(torch, run.recipe.pack.float_dtype))
+    harden(run.net)
     if run.binary:
         for module in run.net.modules():
             if isinstance(module, FloatAccumulator):
                 module.count_anew()
         run.accuracy["hard"] = run.score(run.net)
         run.table = [with_overflow(run, row) for row in run.table]
+    round_floats(run.net, run.recipe.pack.float_dtype)
 
 
 def with_overflow(run: Run, row: Layer) -> Layer:

@@ -209,7 +209,7 @@ class Pack(Section):
     """The packed file."""
 
     float_dtype: Literal["float16", "float32", "int8"] = "float16"
-    """The type of the tensors that stay float; int8: embeddings and layers so, with a scale a row."""
+    """The type of the tensors that stay float, with binary inputs only of large ones; int8: a scale a row."""
 
 
 class Recipe(Section):

@@ -16,15 +16,17 @@ from timm.layers import Conv2dSame, Linear, StdConv2d
 from torch import nn
 from torchvision.models.vision_transformer import EncoderBlock
 
+from binarize_cli.binarize.activations import SignInput
 from binarize_cli.binarize.attention import LinearProjAttention, use_linear_projections
-from binarize_cli.binarize.convert import binary_weights, harden, replace_layers, rounded, to_latents
+from binarize_cli.binarize.convert import binary_weights, harden, replace_layers, to_latents
 from binarize_cli.binarize.layers import BinaryConv2d, BinaryLinear, kind
 from binarize_cli.binarize.observe import read_past_the_layer
 from binarize_cli.binarize.phase import Moment, Phase, set_phase
 from binarize_cli.binarize.prepare import make_binary, quantizers, rewrite_and_choose
 from binarize_cli.binarize.quantizer import WeightQuantizer
+from binarize_cli.binarize.rounding import LARGE, round_floats, rounded
 from binarize_cli.binarize.select import OTHER, all_float, count_macs, select
-from binarize_cli.binarize.weights import LatentWeight, computed_once
+from binarize_cli.binarize.weights import LatentWeight, SignWeight, computed_once
 from binarize_cli.errors import InputError
 from binarize_cli.models.build import build
 from binarize_cli.models.heads import head_names
@@ -464,7 +466,7 @@ def test_harden_computes_exactly_what_the_hard_network_did(scale):
     to_latents(net, binary(table(net)), q)
     q.move_to(Moment(0.0, "hard"))
     before = net(IMAGES)
-    harden(net, torch.float32)
+    round_floats(harden(net), "float32")
     assert torch.equal(net(IMAGES), before)
     assert net.mix.source.signs.dtype == torch.int8 and not net.mix.source.state_dict()
 
@@ -474,12 +476,55 @@ def test_harden_rounds_everything_to_what_the_file_holds():
     net.shift.data.fill_(1e-8)  # float16 would make it 0
     net.block[1].running_var.fill_(1e6)  # and this inf
     to_latents(net, binary(table(net)), quantizer())
-    harden(net, torch.float16)
+    round_floats(harden(net), "float16")
     whole = {"shift", "block.1.running_var"}
     for name, tensor in (*net.state_dict().items(), ("scale", net.mix.source.scale)):
         assert torch.equal(tensor.half().to(tensor.dtype), tensor) == (name not in whole)
     assert (net.shift == 1e-8).all() and (net.block[1].running_var == 1e6).all()
     assert net.stem.weight.dtype == torch.float32
+
+
+class OfSigns(nn.Module):
+    """A layer with binary inputs, and BatchNorm and a large embedding before it."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.embed = nn.BatchNorm1d(3), nn.Embedding(LARGE // 8, 8)
+        self.layer = BinaryLinear(nn.Linear(3, 4), SignWeight(torch.ones(4, 3), torch.rand(4)))
+
+    def with_binary_inputs(self):
+        self.layer.input = SignInput((-1,), torch.rand(3), torch.rand(()))
+        return self
+
+
+def in_half(net: nn.Module) -> set[str]:
+    """The names of the tensors, of state dict and buffers, whose numbers float16 holds."""
+    tensors = dict(net.named_parameters()) | dict(net.named_buffers())
+    floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    return {name for name, tensor in floats.items() if torch.equal(tensor.half().float(), tensor)}
+
+
+def test_before_a_sign_only_large_tensors_are_rounded():
+    torch.manual_seed(0)
+    net = OfSigns().with_binary_inputs()
+    net.norm.weight.data.uniform_()
+    before = in_half(net)
+    assert "layer.source.scale" not in before and "embed.weight" not in before
+    round_floats(net, "float16")
+    assert in_half(net) == before | {"embed.weight"}
+    round_floats(net, "int8")
+    assert {"norm.weight", "layer.input.threshold", "layer.input.scale", "layer.source.scale"} <= in_half(net)
+
+
+def test_without_binary_inputs_every_tensor_is_rounded_and_in_float32_none_is():
+    torch.manual_seed(0)
+    net = OfSigns()
+    net.norm.weight.data.uniform_()
+    before = in_half(net)
+    assert in_half(round_floats(net, "float32")) == before
+    tensors = {name for name, _ in (*net.named_parameters(), *net.named_buffers())}
+    integers = {"norm.num_batches_tracked", "layer.source.signs"}
+    assert in_half(round_floats(net, "float16")) == tensors - integers
 
 
 @pytest.mark.parametrize(
@@ -497,11 +542,11 @@ def test_harden_rounds_everything_to_what_the_file_holds():
 )
 def test_a_tensor_is_rounded_where_float16_can_hold_it(values, fits):
     tensor = torch.tensor(values)
-    found = rounded(tensor, torch.float16)
+    found = rounded(tensor)
     expected = np.array(values, np.float32)
     expected = expected.astype(np.float16).astype(np.float32) if fits else expected
     assert found.dtype == torch.float32 and np.array_equal(found.numpy(), expected)
-    assert torch.equal(rounded(found, torch.float16), found)
+    assert torch.equal(rounded(found), found)
 
 
 def test_a_layer_that_a_network_holds_twice_is_replaced_under_both_names():

@@ -24,6 +24,7 @@ from torchvision.models import VisionTransformer
 from binarize_cli.binarize.convert import binary_weights, harden
 from binarize_cli.binarize.int8 import from_int8, has_rows, to_int8
 from binarize_cli.binarize.prepare import make_binary, rewrite_and_choose
+from binarize_cli.binarize.rounding import round_floats
 from binarize_cli.device import place
 from binarize_cli.errors import BnnppError, InputError
 from binarize_cli.files import atomic, write_text
@@ -291,12 +292,12 @@ def a_float_network(name: str) -> torch.nn.Module:
     return net.eval()
 
 
-def hard_network(net: torch.nn.Module, example: torch.Tensor, dtype=torch.float16, **rules):
+def hard_network(net: torch.nn.Module, example: torch.Tensor, float_dtype="float16", **rules):
     """The network as it ships, and its table of layers."""
     recipe = Recipe.model_validate(rules)
     net, rows = rewrite_and_choose(net, example, recipe, head_names(net))
     make_binary(net, rows, recipe)
-    return place(harden(net, dtype), CPU), rows
+    return place(round_floats(harden(net), float_dtype), CPU), rows
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -394,14 +395,15 @@ def test_a_transformer_of_torchvision_with_its_attention_split_comes_back(path, 
 
 
 @pytest.mark.parametrize("scale", ["layer", "learned", "none"])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("float_dtype", ["float16", "float32"])
 @torch.no_grad()
-def test_every_rule_for_scales_and_either_float_type_ships(tmp_path, scale, dtype):
-    hard, rows = hard_network(a_float_network("digits_resnet"), IMAGES, dtype, quantizer={"scale": scale})
+def test_every_rule_for_scales_and_either_float_type_ships(tmp_path, scale, float_dtype):
+    net, rule = a_float_network("digits_resnet"), {"quantizer": {"scale": scale}}
+    hard, rows = hard_network(net, IMAGES, float_dtype, **rule)
     write(tmp_path / "m", a_document("digits_resnet", rows), packed_tensors(hard))
     assert torch.equal(place(rebuild(read(tmp_path / "m")), CPU)(IMAGES), hard(IMAGES))
     bits = {row["bits"] for row in contents(read(tmp_path / "m"))["layers"]}
-    assert 32 in bits if dtype == torch.float32 else bits == {1, 16}
+    assert 32 in bits if float_dtype == "float32" else bits == {1, 16}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -551,7 +553,7 @@ def test_vectors_and_scales_stay_float():
 @torch.no_grad()
 def test_an_int8_remainder_ships_smaller_and_computes_the_hard_networks_logits(tmp_path, name):
     net = a_float_network(name)
-    hard, rows = hard_network(copy.deepcopy(net), IMAGES, torch.int8)
+    hard, rows = hard_network(copy.deepcopy(net), IMAGES, "int8")
     half, _ = hard_network(net, IMAGES)
     write(tmp_path / "8", a_document(name, rows), packed_tensors(hard, "int8"))
     write(tmp_path / "16", a_document(name, rows), packed_tensors(half))

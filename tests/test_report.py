@@ -156,7 +156,7 @@ def test_page_holds_the_numbers(page):
         "97.78",
         "95.28",
         "0.2531",
-        "logits equal those of the hard network exactly (largest difference 0)",
+        "logits equal those of the network that was packed exactly (largest difference 0)",
         "from 93.06 to 94.44, so the new statistics were kept",
         "kept: epoch 30",
         "start: mu = 5",
@@ -227,10 +227,19 @@ def test_page_of_every_method(method):
     assert ("<h2>Quantizers" in page) == METHODS[method].binary
 
 
-def test_rounding_is_admitted():
+def test_the_page_says_what_rounding_changed():
+    document = a_document(["a", "b", "c"], blocks=1)
+    assert "Rounding what stays float" not in render(document)
+    page = render(document | {"rounding": {"float_dtype": "float16", "points": -0.25}})
+    assert "Rounding what stays float to float16 changed top-1 by \N{MINUS SIGN}0.25 points." in page
+    whole = {"float_dtype": "float32", "points": 0.0}
+    assert "Rounding what stays float" not in render(document | {"rounding": whole})
+
+
+def test_a_difference_of_last_bits_is_admitted():
     agreement = {"images": 64, "largest_difference": 1.2e-6, "equal": False}
     page = render(a_document(["a", "b", "c"], blocks=1, agreement=agreement))
-    assert "but for rounding: the largest difference is 1.2e-06" in page
+    assert "but for the last bits of sums: the largest difference is 1.2e-06" in page
 
 
 @pytest.mark.parametrize(

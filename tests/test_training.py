@@ -317,24 +317,51 @@ def test_the_flip_ratio_counts_signs_since_the_last_look():
 
 
 def test_the_average_of_the_weights_is_what_is_scored_and_kept(make_trainer, tmp_path):
-    raw, scored = [], []
+    raw, scored, signs = [], [], []
 
     def score(net):
-        raw.append(fine_tuning.net.layer1[0].conv1.source.latent.detach().clone())
-        scored.append(net.layer1[0].conv1.source.latent.detach().clone())
+        if has_latents(net):
+            raw.append(fine_tuning.net.layer1[0].conv1.source.latent.detach().clone())
+            scored.append(net.layer1[0].conv1.source.latent.detach().clone())
+        else:
+            signs.append(net.layer1[0].conv1.source.signs)
         return make_scored()
 
     fine_tuning = make_trainer(
         tmp_path, "bc", images=8, epochs=3, ema=0.9, warmup=0.0, harden=0.0, score=score
     )
     fine_tuning.run()
-    raw, scored = raw[::2], scored[::2]  # soft, then hard
     average = raw[0]
+    assert len(raw) == len(signs) == 4
     for number in range(4):
         average = 0.9 * average + 0.1 * raw[number] if number else average
         torch.testing.assert_close(scored[number], average, rtol=0, atol=1e-7)
+        assert torch.equal(signs[number], sign(scored[number]).to(torch.int8))
     assert not torch.equal(raw[3], scored[3])
     assert torch.equal(fine_tuning.net.layer1[0].conv1.source.latent, scored[3])
+
+
+def has_latents(net) -> bool:
+    """Whether a network that is scored is the one in training, not the one that would be packed."""
+    return any(isinstance(module, LatentWeight) for module in net.modules())
+
+
+def test_an_epoch_is_scored_on_what_would_be_packed_and_training_is_not_rounded(make_trainer, tmp_path):
+    seen = []
+
+    def score(net):
+        if not has_latents(net):
+            floats = [t for t in (*net.parameters(), *net.buffers()) if t.is_floating_point()]
+            seen.append(all(torch.equal(t.half().float(), t) for t in floats))
+        return make_scored()
+
+    fine_tuning = make_trainer(tmp_path, images=8, epochs=2, harden=0.5, score=score)
+    names = list(fine_tuning.net.state_dict())
+    fine_tuning.run()
+    assert seen == [True] * 3
+    assert list(fine_tuning.net.state_dict()) == names and has_latents(fine_tuning.net)
+    weight = fine_tuning.net.bn1.weight
+    assert not torch.equal(weight.half().float(), weight)
 
 
 def make_scored(top1: float = 50.0):
@@ -348,15 +375,15 @@ def test_the_network_is_left_at_its_best_hard_epoch_and_of_equals_at_the_later(m
     kept, calls = [], []
 
     def score(net):
-        calls.append(fine_tuning.binary.quantizer.mode == "hard")
+        calls.append(not has_latents(net))
         number = (len(calls) - 1) // 2
-        kept.append(net.layer1[0].conv1.source.latent.detach().clone())
+        kept.append(fine_tuning.net.layer1[0].conv1.source.latent.detach().clone())
         return make_scored(hard[number] if calls[-1] else 99.0 - number)
 
     setting = {"images": 8, "epochs": 3, "harden": 0.0, "warmup": 0.0, "select": "val"}
     fine_tuning = make_trainer(tmp_path, score=score, **setting)
     rows = fine_tuning.run()
-    assert calls == [False, True] * 4
+    assert calls == [True, False] * 4
     assert [row.hard_top1 for row in rows] == hard and [row.soft_top1 for row in rows] == [99, 98, 97, 96]
     assert torch.equal(fine_tuning.net.layer1[0].conv1.source.latent, kept[4])
     assert not torch.equal(kept[2], kept[4])

@@ -11,7 +11,6 @@ from binarize_cli.binarize.activations import InputQuantizer, LatentInput, SignI
 from binarize_cli.binarize.bank import add_banks, remove_banks
 from binarize_cli.binarize.calibrate import BinaryInputs, Calibration, InputStats
 from binarize_cli.binarize.float_accumulator import FloatAccumulator
-from binarize_cli.binarize.int8 import from_int8, has_rows, to_int8
 from binarize_cli.binarize.layers import BINARY_LAYERS, BinaryConv2d, BinaryLinear, is_candidate
 from binarize_cli.binarize.matmuls import BINARY_MATMULS, BinaryMatmul, is_matmul
 from binarize_cli.binarize.quantizer import ActivationQuantizer, WeightQuantizer
@@ -101,55 +100,29 @@ def latent_weights(net: nn.Module) -> Iterator[tuple[str, LatentWeight]]:
 
 
 @torch.no_grad()
-def harden(net: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Replace, in place, latents by their signs and scales, and round all else to what the file will hold.
+def harden(net: nn.Module) -> nn.Module:
+    """Replace, in place, latents by their signs and scales, and learned thresholds by fixed ones.
 
-    Afterwards the network computes exactly what the packed file will: rounding happens here, once, and
-    not on the way to the disk. With int8 that is the tensors that have rows (`int8`); all else is float16.
+    The network computes what it did with F = sign. `rounding` makes of it what the packed file will hold.
     """
-    in_rows, dtype = dtype == torch.int8, torch.float16 if dtype == torch.int8 else dtype
     remove_banks(net)
     for _, layer in binary_layers(net):
         latent = layer.source
         assert isinstance(latent, LatentWeight), "a network is hardened once"
-        layer.source = SignWeight(latent.signs(), rounded(latent.hard_scale(), dtype))
-        if layer.input is not None:
-            _harden_input(layer, dtype)
+        layer.source = SignWeight(latent.signs(), latent.hard_scale().detach().float())
+        if layer.input is not None:  # what the layer adds for its thresholds goes into its bias
+            bias = layer.shifted_bias(*layer.source.signs_and_scale())
+            layer.bias = None if bias is None else nn.Parameter(bias.detach())
+            layer.input = _fixed(layer.input)
         if isinstance(layer.accumulator, FloatAccumulator):
             layer.accumulator.integers = True
     for _, matmul in binary_matmuls(net):
-        matmul.left, matmul.right = _fixed(matmul.left, dtype), _fixed(matmul.right, dtype)
-    signs = {id(w.signs) for _, w in binary_weights(net)}
-    for tensor in (*net.parameters(), *net.buffers()):
-        if id(tensor) not in signs and tensor.is_floating_point():
-            coded = in_rows and has_rows(tensor)
-            tensor.copy_(from_int8(*to_int8(tensor)) if coded else rounded(tensor, dtype))
+        matmul.left, matmul.right = _fixed(matmul.left), _fixed(matmul.right)
     return net
 
 
-def _harden_input(layer: BinaryLinear | BinaryConv2d, dtype: torch.dtype) -> None:
-    """Fix a layer's threshold and scale; what the layer adds for its thresholds goes into its bias."""
-    learned, fixed = layer.input, _fixed(layer.input, dtype)
-    if learned is not None and learned.threshold is not None and fixed.threshold is not None:
-        learned.threshold.copy_(fixed.threshold)
-        bias = layer.shifted_bias(*layer.source.signs_and_scale())
-        layer.bias = None if bias is None else nn.Parameter(bias.detach())
-    layer.input = fixed
-
-
-def _fixed(learned: InputQuantizer | None, dtype: torch.dtype) -> SignInput:
-    """Return the threshold and the scale of a latent input, fixed, as the file will hold them."""
+def _fixed(learned: InputQuantizer | None) -> SignInput:
+    """Return the threshold and the scale of a latent input, fixed."""
     assert isinstance(learned, LatentInput), "a network is hardened once"
-    threshold = None if learned.threshold is None else rounded(learned.threshold.detach(), dtype)
-    return SignInput(learned.axes, threshold, rounded(learned.beta().detach(), dtype))
-
-
-def rounded(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return the tensor rounded to `dtype`, in float32; unchanged if `dtype` cannot hold it.
-
-    float16 ends at 65504 and thins out below 6e-5: a tensor that would change by more than a
-    thousandth (in norm) stays float32.
-    """
-    there = tensor.to(dtype).float()
-    lost = (there - tensor).norm()
-    return there if torch.isfinite(lost) and lost <= 1e-3 * tensor.norm() else tensor.float()
+    threshold = None if learned.threshold is None else learned.threshold.detach().float()
+    return SignInput(learned.axes, threshold, learned.beta().detach().float())

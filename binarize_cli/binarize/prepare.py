@@ -18,11 +18,12 @@ from torch.optim import Optimizer
 from binarize_cli.binarize.batchnorm import has_batchnorm, reestimate
 from binarize_cli.binarize.blocks import rewrite_architecture
 from binarize_cli.binarize.calibrate import BinaryInputs, Calibration, Overflow, calibrate
-from binarize_cli.binarize.convert import harden, to_latents
+from binarize_cli.binarize.convert import harden, latent_weights, to_latents
 from binarize_cli.binarize.layers import PAD_VALUES
 from binarize_cli.binarize.observe import read_past_the_layer
 from binarize_cli.binarize.phase import Phase, set_phase
 from binarize_cli.binarize.quantizer import ActivationQuantizer, WeightQuantizer
+from binarize_cli.binarize.rounding import round_floats
 from binarize_cli.binarize.select import Layer, count_macs, select
 from binarize_cli.binarize.updates import update_rule
 from binarize_cli.quantizers.scales import SCALES
@@ -71,9 +72,14 @@ class BinaryNetwork:
 
     def frozen(self) -> nn.Module:
         """Return a copy of signs and scales, rounded to what a packed file holds: the network that ships."""
-        net = copy.deepcopy(self.net).eval()
+        return self.frozen_copy(self.net)
+
+    def frozen_copy(self, net: nn.Module) -> nn.Module:
+        """Return that copy of `net`, which is this network or its average; the latents are not copied."""
+        shared = {id(weight.latent): weight.latent for _, weight in latent_weights(net)}
+        net = copy.deepcopy(net, shared).eval()
         set_phase(net, self.phase.hardened())
-        hard = harden(net, getattr(torch, self.recipe.pack.float_dtype))
+        hard = round_floats(harden(net), self.recipe.pack.float_dtype)
         return hard.to(memory_format=torch.channels_last)  # as a packed file is loaded: the same to the bit
 
 

@@ -39,18 +39,11 @@ class LatentWeight(nn.Module):
         self.bank: Any = None  # the LatentBank, if one computes these weights with all others
 
     def forward(self) -> Tensor:
-        return self._cached("weights", self._weights)
+        return _cached(self.cache, "weights", self._weights)
 
     def signs_and_scale(self) -> tuple[Tensor, Tensor]:
         """Return the weights in units of alpha, +-1 where F is sign, and alpha [out]."""
-        return self._cached("signs_and_scale", self._signs_and_scale)
-
-    def _cached(self, name: str, compute: Callable[[], T]) -> T:
-        if self.cache is None:
-            return compute()
-        if name not in self.cache:
-            self.cache[name] = compute()
-        return self.cache[name]
+        return _cached(self.cache, "signs_and_scale", self._signs_and_scale)
 
     def _weights(self) -> Tensor:
         n, value = self._value()
@@ -90,27 +83,40 @@ class SignWeight(nn.Module):
         # Not in the state dict: the file holds them as bits, under names of its own.
         self.register_buffer("signs", signs.to(torch.int8), persistent=False)
         self.register_buffer("scale", scale, persistent=False)
+        self.cache: dict[str, Any] | None = None  # by `computed_once`
 
     def forward(self) -> Tensor:
+        return _cached(self.cache, "weights", self._weights)
+
+    def _weights(self) -> Tensor:
         return self.signs * self.scale.view(-1, *[1] * (self.signs.dim() - 1))
 
     def signs_and_scale(self) -> tuple[Tensor, Tensor]:
         """Return the signs in float32, and the scale [out]."""
-        return self.signs.float(), self.scale
+        return _cached(self.cache, "signs", self.signs.float), self.scale
+
+
+def _cached(cache: dict[str, Any] | None, name: str, compute: Callable[[], T]) -> T:
+    if cache is None:
+        return compute()
+    if name not in cache:
+        cache[name] = compute()
+    return cache[name]
 
 
 @contextmanager
 def computed_once(net: nn.Module) -> Iterator[None]:
-    """Inside the block the weights stand still, as in scoring: F is taken once, not for each batch."""
-    layers = [module for module in net.modules() if isinstance(module, LatentWeight)]
+    """Inside the block the weights stand still, as in scoring: they are computed once, not for each batch."""
+    layers = [module for module in net.modules() if isinstance(module, LatentWeight | SignWeight)]
+    banks = [layer.bank for layer in layers if isinstance(layer, LatentWeight) and layer.bank]
     try:
         for layer in layers:
             layer.cache = {}
-            if layer.bank is not None:
-                layer.bank.standing = True
+        for bank in banks:
+            bank.standing = True
         yield
     finally:
         for layer in layers:
             layer.cache = None
-            if layer.bank is not None:
-                layer.bank.standing = False
+        for bank in banks:
+            bank.standing = False

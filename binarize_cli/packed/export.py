@@ -14,9 +14,9 @@ from binarize_cli.packed.check import BITS, COUNTER, ROW_SCALE, SCALE, SIDES
 
 
 def packed_tensors(net: nn.Module, float_dtype: str = "float16") -> dict[str, np.ndarray]:
-    """Return the tensors of a network that went through `harden`: bits, scales, all else by its own name.
+    """Return the tensors of a hard network: bits, scales, all else by its own name; nothing is rounded here.
 
-    With `float_dtype` int8, which `harden` was told too, tensors with rows are codes and scales.
+    With `float_dtype` int8, which `round_floats` was told too, tensors with rows are codes and scales.
     """
     tensors: dict[str, np.ndarray] = {}
     for name, weight in binary_weights(net):
@@ -42,7 +42,7 @@ def packed_tensors(net: nn.Module, float_dtype: str = "float16") -> dict[str, np
 
 
 def narrowest(tensor: torch.Tensor) -> np.ndarray:
-    """float16 where that is the same numbers (rounding was `harden`'s work), else as it is."""
+    """float16 where that is the same numbers (rounding was `round_floats`'s work), else as it is."""
     tensor = tensor.detach().cpu().contiguous()
     if tensor.is_floating_point() and torch.equal(tensor.half().float(), tensor.float()):
         tensor = tensor.half()

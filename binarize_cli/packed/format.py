@@ -4,7 +4,7 @@
 <module>.weight_scale   [out]
 <module>.input_threshold, .input_scale   [in], []: the inputs are sign(x - threshold), in units of the scale
 <matmul>.left_threshold, .left_scale, .right_threshold, .right_scale   the same of the factors of q k^T, p v
-every other tensor under its state-dict name, float16 where that loses nothing
+every other tensor under its state-dict name, float16 or float32: see `binarize.rounding`
 __metadata__["bnnpp"]   the document, see `schema`; it holds a checksum of itself and of the tensors
 
 docs/format.md says all of it. What is read here has been checked against the document; `runtime` checks it

@@ -61,6 +61,7 @@ def report_document(
             name: accuracy[name].to_json() if name in accuracy else None
             for name in ("float", "soft", "hard", "packed")
         },
+        "rounding": rounding(accuracy, account["recipe"]["pack"]["float_dtype"]),
         "agreement": agreement.to_json(),
         "batchnorm": batchnorm.to_json() if batchnorm else None,
         "packed_epoch": packed_epoch,
@@ -81,6 +82,12 @@ def report_document(
         "recipe": account["recipe"],
         "provenance": {**account["provenance"], "seconds": round(seconds, 1)},
     }
+
+
+def rounding(accuracy: Mapping[str, Measurement], float_dtype: str) -> dict[str, Any]:
+    """Return what rounding for the file changed: packed less the network before it, in points of top-1."""
+    before = accuracy.get("hard") or accuracy["float"]
+    return {"float_dtype": float_dtype, "points": round(accuracy["packed"].top1 - before.top1, 4)}
 
 
 def layer_flips(epochs: Sequence[Mapping[str, Any]], layers: Sequence[str]) -> dict[str, Any] | None:

@@ -193,9 +193,8 @@ class Trainer:
         """Score, note the row, and keep the network if it is the best so far and that counts."""
         net = self.step.eval_net
         ranks.broadcast(net.buffers())  # BatchNorm's may differ: every rank has seen its own images
-        soft = hard = self.score(net)
-        if self.binary and not self._hard():
-            hard = self._hard_score(self.score)
+        hard = self._hard_score(self.score)
+        soft = hard if self.binary is None or self._hard() else self.score(net)
         steps = self.position.step
         flips = self.flips.count() if steps else None
         row = EpochRow(
@@ -229,13 +228,19 @@ class Trainer:
             self.best.update({k: v.detach().cpu().clone() for k, v in self.best.items()})
 
     def _hard_score(self, score: Callable[[nn.Module], Measurement]) -> Measurement:
-        """Score the network of signs, whatever the present phase."""
-        if self.binary is None or self._hard():
-            return score(self.step.eval_net)
-        present = self.binary.phase
+        """Score the network of signs, whatever the present phase, rounded as it would be packed.
+
+        While weights are still float, in the first of two stages, nothing could be packed yet.
+        """
+        net, binary = self.step.eval_net, self.binary
+        if binary is None:
+            return score(net)
+        if binary.phase.weights.mode != "float":
+            return score(binary.frozen_copy(net))
+        present = binary.phase
         self.step.enter(present.hardened())
         try:
-            return score(self.step.eval_net)
+            return score(net)
         finally:
             self.step.enter(present)
 
