@@ -29,6 +29,8 @@ class Job:
     device: str = "auto"
     workers: int | None = None
     cache_gb: float = 4.0
+    teacher_weights: Path | None = None
+    """Weights of the recipe's `distill.teacher`; None for its library's."""
     teacher_logits: Path | None = None
     resume: Resume = "never"
     save_minutes: float = 10.0

@@ -26,6 +26,7 @@ from binarize_cli.errors import BnnppError, counted
 from binarize_cli.files import RunFolder, check_same_run, choose_run, read_report, write_text
 from binarize_cli.job import Job
 from binarize_cli.models.classes import described
+from binarize_cli.models.load import FloatModel
 from binarize_cli.packed.agreement import Agreement, compare_logits
 from binarize_cli.packed.contents import contents
 from binarize_cli.packed.document import packed_document, provenance
@@ -85,7 +86,7 @@ def begin(run: Run) -> None:
         show(layers_table([row.to_json() for row in run.table]))
     say(f"{run.model.name}: {run.model.weights}; head {run.head}; {run.dataset.summary}; on {where(run)}")
     identity = {
-        "model": f"{run.model.source}/{run.model.name}",
+        "model": model_key(run.model),
         "weights": run.model.weights_sha256,
         "input_size": list(run.model.preprocessing.input_size),
         "dataset": run.dataset.fingerprint,
@@ -93,6 +94,8 @@ def begin(run: Run) -> None:
     }
     if run.job.head != "auto":
         identity["head"] = run.job.head
+    if run.teacher_model:
+        identity["teacher"] = run.teacher_model.weights_sha256
     if run.resumed:
         check_same_run(run.folder, identity)
     else:
@@ -101,6 +104,10 @@ def begin(run: Run) -> None:
         write_text(run.folder.recipe, run.recipe.as_yaml())
         write_text(run.folder.command, run.job.command + "\n")
         write_text(run.folder.identity, json.dumps(identity, indent=1))
+
+
+def model_key(model: FloatModel) -> str:
+    return f"{model.source}/{model.name}"
 
 
 def where(run: Run) -> str:
@@ -114,27 +121,54 @@ def where(run: Run) -> str:
 
 
 def float_reference(run: Run) -> None:
-    """Score the float model, after fitting a head that had to be replaced; it is the teacher from here on."""
+    """Score the float model, after fitting a head that had to be replaced; then choose the teacher."""
     if not run.model.pretrained:
-        say("from scratch: there is no float model to compare with or to learn from")
-        return
-    if run.head == "replaced":
-        if not run.method.binary:
-            return  # the run itself is the float fine-tuning
-        epochs = run.recipe.train.float_epochs
-        say(f"the head is new: {counted(epochs, 'epoch')} of float fine-tuning first (train.float_epochs)")
-        train_stage(run, "float", run.recipe.train.model_copy(update={"epochs": epochs}))
-    run.accuracy["float"] = run.score(run.net)
-    say(f"float top-1 {run.accuracy['float'].top1:.2f}")
+        say(
+            "from scratch: there is no float model to compare with" + (" or to learn from" * own_teacher(run))
+        )
+    elif run.head == "replaced" and not run.method.binary:
+        return  # the run itself is the float fine-tuning
+    else:
+        if run.head == "replaced":
+            epochs = run.recipe.train.float_epochs
+            say(
+                f"the head is new: {counted(epochs, 'epoch')} of float fine-tuning first (train.float_epochs)"
+            )
+            train_stage(run, "float", run.recipe.train.model_copy(update={"epochs": epochs}))
+        run.accuracy["float"] = run.score(run.net)
+        say(f"float top-1 {run.accuracy['float'].top1:.2f}")
+    choose_teacher(run)
+
+
+def fit_head(run: Run) -> None:
+    """Fine-tune the float network, whose head is new."""
+    epochs = run.recipe.train.float_epochs
+    say(f"the head is new: {counted(epochs, 'epoch')} of float fine-tuning first (train.float_epochs)")
+    train_stage(run, "float", run.recipe.train.model_copy(update={"epochs": epochs}))
+
+
+def own_teacher(run: Run) -> bool:
+    """Return whether the float network itself is to teach."""
+    return run.teacher_model is None
+
+
+def choose_teacher(run: Run) -> None:
+    """Make the teacher: a copy of the float network, or the recipe's own, whose score is said."""
     distill = run.recipe.distill
     teaches = bool((distill.weight or distill.blocks) and run.method.binary)
-    if teaches or run.job.show_images:
+    if run.model.pretrained and ((teaches and own_teacher(run)) or run.job.show_images):
         run.float_net = copy.deepcopy(run.net)
-    if teaches and run.float_net:
-        run.teacher = Teacher(run.float_net, logit_cache(run))
+    net = run.float_net
+    if teaches and run.teacher_model:
+        net = place(run.teacher_model.net, run.device)
+        say(
+            f"teacher {run.teacher_model.name} ({run.teacher_model.weights}), top-1 {run.score(net).top1:.2f}"
+        )
+    if teaches and net:
+        run.teacher = Teacher(net, logit_cache(run, net))
 
 
-def logit_cache(run: Run) -> LogitCache | None:
+def logit_cache(run: Run, teacher: torch.nn.Module) -> LogitCache | None:
     """Return the cache of the teacher's logits, by what they depend on: its weights and the images it sees.
 
     They are those of whole batches: if batches are shared out over ranks or micro-batches, none are cached.
@@ -144,10 +178,10 @@ def logit_cache(run: Run) -> LogitCache | None:
         return None
     train = run.recipe.train
     views = ("seed", "batch_size", "mixup", "cutmix", "amp", "reestimate_batchnorm", "hold_out")
-    weights = b"".join(t.cpu().numpy().tobytes() for t in run.net.state_dict().values())
+    weights = b"".join(t.cpu().numpy().tobytes() for t in teacher.state_dict().values())
     facts = {
         "weights": hashlib.sha256(weights).hexdigest(),
-        "model": f"{run.model.source}/{run.model.name}",
+        "model": model_key(run.teacher_model or run.model),
         "images": [
             run.dataset.fingerprint,
             len(run.batches.train.split),

@@ -142,8 +142,10 @@ class Augment(Section):
 
 
 class Distill(Section):
-    """The float model teaches: (1 - weight) cross-entropy + weight T^2 KL(teacher || student)."""
+    """A float model teaches: (1 - weight) cross-entropy + weight T^2 KL(teacher || student)."""
 
+    teacher: str | None = None
+    """Another model, trained on the same classes. Unset: the float model that becomes binary."""
     weight: Annotated[float, Field(ge=0, le=1)] = 0.5
     """The teacher's share of the loss; 0 trains without one."""
     temperature: Annotated[float, Field(gt=0, le=1e6)] = 2.0

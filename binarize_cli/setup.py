@@ -26,6 +26,7 @@ from binarize_cli.job import Job
 from binarize_cli.models.classes import adapt_head
 from binarize_cli.models.heads import head_names
 from binarize_cli.models.load import FloatModel, load
+from binarize_cli.models.teacher import TEACHER, load_teacher
 from binarize_cli.quantizers.method import Method
 from binarize_cli.recipe import Recipe, effective_method
 from binarize_cli.training.log import EpochRow
@@ -54,6 +55,8 @@ class Run:
     table: list[Layer]
     net: nn.Module
     binary: BinaryNetwork | None = None
+    teacher_model: FloatModel | None = None
+    """The recipe's `distill.teacher`; None if the float network teaches."""
     teacher: Teacher | None = None
     rows: list[EpochRow] = field(default_factory=list)
     packed_epoch: int | None = None
@@ -112,6 +115,7 @@ def set_up(job: Job, choice: Choice, stop: StopRequest) -> Run:
     dataset = dataset.relabelled(
         model.classes or dataset.classes
     )  # --head keep: the model may know more classes
+    teacher = teacher_of(job, model, dataset)
     method = effective_method(job.recipe)
     net, table = choose_layers(model, job.recipe, method)
     if method.binary and job.recipe.distill.blocks and not block_names(net):
@@ -146,7 +150,23 @@ def set_up(job: Job, choice: Choice, stop: StopRequest) -> Run:
         head=head,
         table=table,
         net=place(net, device),
+        teacher_model=teacher,
     )
+
+
+def teacher_of(job: Job, model: FloatModel, dataset: ImageDataset) -> FloatModel | None:
+    """Return the model that the recipe names as the teacher. Raises InputError if it does not suit."""
+    distill = job.recipe.distill
+    if distill.teacher is None:
+        return None
+    if distill.blocks:
+        what = "the blocks of another teacher cannot be compared with those of the network"
+        raise InputError(what, where="distill.blocks", hint=f"Set it to 0, or unset {TEACHER}.")
+    if not distill.weight:
+        raise InputError("its share of the loss is 0", where=TEACHER, hint="Set distill.weight.")
+    classes = model.classes or dataset.classes
+    with ranks.rank0_first():
+        return load_teacher(distill.teacher, job.teacher_weights, classes, model.preprocessing, job.img_size)
 
 
 def reestimates(net: nn.Module, recipe: Recipe) -> bool:

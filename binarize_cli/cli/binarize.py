@@ -28,6 +28,7 @@ RECIPE_FLAGS = {
     "weight_decay": "train.weight_decay",
     "amp": "train.amp",
     "seed": "train.seed",
+    "teacher": "distill.teacher",
     "mean": "preprocess.mean",
     "std": "preprocess.std",
     "interpolation": "preprocess.interpolation",
@@ -54,6 +55,8 @@ def binarize(
     dataset: o.Dataset = None,
     workers: o.Workers = None,
     cache_gb: o.CacheGb = 4.0,
+    teacher: o.Teacher = None,
+    teacher_weights: o.TeacherWeights = None,
     teacher_logits: o.TeacherLogits = None,
     skip_unreadable: o.SkipUnreadable = False,
     weights: o.Weights = None,
@@ -116,6 +119,9 @@ def run_job(command: str, flags: dict[str, Any]) -> tuple[RunFolder, dict[str, A
 
     check_dataset(flags.get("dataset"), flags.get("data_dir"))
     check_weights(flags.get("weights"), flags.get("output"))
+    check_weights(flags.get("teacher_weights"), flags.get("output"))
+    if flags.get("teacher_weights") is not None and chosen.distill.teacher is None:
+        raise InputError("no teacher is named", where="--teacher-weights", hint="Pass --teacher NAME too.")
 
     with StopRequest(training=False) as stop:  # before torch is imported: until then a signal kills
         try:
@@ -125,6 +131,8 @@ def run_job(command: str, flags: dict[str, Any]) -> tuple[RunFolder, dict[str, A
             name = names.resolve(model)
             if flags.get("weights") is None and not no_pretrained:
                 hub.check_reachable(name)  # before seconds go by in importing torch
+            if chosen.distill.teacher and flags.get("teacher_weights") is None:
+                hub.check_reachable(names.resolve(chosen.distill.teacher))
 
             from binarize_cli.job import Job
             from binarize_cli.pipeline import run_pipeline

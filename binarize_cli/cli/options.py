@@ -83,9 +83,14 @@ Workers = Annotated[
 CacheGb = Annotated[
     float, data("--cache-gb", help="Sets up to this size are decoded once. Default: 4.", min=0)
 ]
+Teacher = Annotated[
+    str | None,
+    train("--teacher", help="A larger model of the same classes to learn from. Default: the float model."),
+]
+TeacherWeights = Annotated[Path | None, train("--teacher-weights", help="Its weights, as in --weights.")]
 TeacherLogits = Annotated[
     Path | None,
-    train("--teacher-logits", help="Folder for the float model's logits, for runs on the same images."),
+    train("--teacher-logits", help="Folder for the teacher's logits, for runs on the same images."),
 ]
 SkipUnreadable = Annotated[bool, data("--skip-unreadable", help="Leave out images that cannot be decoded.")]
 
