@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 
 import pytest
+import torch
 from test_report import a_document
 
 from binarize_cli.errors import InputError
+from binarize_cli.report import origin
 from binarize_cli.report.results import SCHEMA, as_json, read_results, trim
 
 
@@ -64,3 +68,26 @@ def test_what_is_no_report_is_refused_by_name(tmp_path, text):
     for place, what in (("empty", "holds no finished run"), ("nowhere", "there is no such")):
         with pytest.raises(InputError, match=what):
             read_results([tmp_path / place])
+
+
+def _git(folder, *words):
+    who = ("-c", "user.name=a", "-c", "user.email=a@b")
+    subprocess.run(["git", "-C", folder, *who, *words], check=True, capture_output=True)
+
+
+def test_the_commit_of_a_checkout_and_whether_files_differ(tmp_path):
+    assert origin.commit(tmp_path) is None
+    _git(tmp_path, "init", "-q")
+    (tmp_path / "code.py").write_text("1")
+    _git(tmp_path, "add", ".")
+    _git(tmp_path, "commit", "-qm", "one")
+    head = origin.commit(tmp_path)
+    assert head is not None and re.fullmatch("[0-9a-f]{12}", head)
+    (tmp_path / "code.py").write_text("2")
+    assert origin.commit(tmp_path) == f"{head}-changed"
+
+
+def test_the_machine_says_its_threads():
+    threads = torch.get_num_threads()
+    assert origin.machine("cpu").endswith(f", {threads} thread{'s' if threads > 1 else ''}")
+    assert origin.machine("NVIDIA H100") == "NVIDIA H100"

@@ -12,6 +12,7 @@ from binarize_cli.models.classes import described
 from binarize_cli.packed.agreement import Agreement
 from binarize_cli.packed.format import PackedFile
 from binarize_cli.report.confusion import sparse
+from binarize_cli.report.origin import commit, machine
 from binarize_cli.training.log import EpochRow
 
 
@@ -80,7 +81,12 @@ def report_document(
         "confusion": sparse(packed.confusion),
         "worst": worst_confusions(packed, names),
         "recipe": account["recipe"],
-        "provenance": {**account["provenance"], "seconds": round(seconds, 1)},
+        "provenance": {
+            **account["provenance"],
+            "seconds": round(seconds, 1),
+            "commit": commit(),
+            "machine": machine(account["provenance"]["device"]),
+        },
     }
 
 

@@ -33,7 +33,7 @@ def trim(document: Mapping[str, Any]) -> dict[str, Any]:
     - `epochs` (trained, in all stages), `packed_epoch`, `seconds` (of the whole run)
     - `flips`: the share of signs that changed from epoch to epoch, added up; null without training
     - `curve`: `epoch`, `soft` and `hard` (top-1) of the last stage, lists of one length
-    - `provenance`: versions, device, precision, steps, weights
+    - `provenance`: versions, the code's commit, machine, device, precision, steps, weights
 
     Raises KeyError or TypeError if the document is something else.
     """
