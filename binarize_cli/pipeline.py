@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 
 from binarize_cli import ranks
-from binarize_cli.binarize.batchnorm import reestimate_if_better
+from binarize_cli.binarize.batchnorm import has_batchnorm, reestimate, reestimate_if_better
 from binarize_cli.binarize.calibrate import IMAGES
 from binarize_cli.binarize.convert import harden
 from binarize_cli.binarize.distributions import input_distributions, latent_distributions
@@ -199,6 +199,9 @@ def make_network_binary(run: Run) -> None:
     if not run.method.binary:
         return
     images = calibration_images(run) if run.recipe.task != "bw" else []
+    if images and not run.model.pretrained and has_batchnorm(run.net):
+        # With a fresh network's statistics inputs shrink layer by layer, and the scales found with them.
+        reestimate(run.net, [(batch, None) for batch in images], run.device)
     run.binary = make_binary(run.net, run.table, run.recipe, images)
     run.net, run.table = run.binary.net, run.binary.table
     if images:

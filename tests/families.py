@@ -6,7 +6,8 @@
 A family is a file of models in the library's source. Of each the network of the fewest parameters is taken
 (of those whose names sound small), with random weights; it goes through `bnnpp binarize` on a few invented
 images for a few steps, then through `bnnpp eval`. Every run is a process of its own, ended after `--minutes`.
-Random weights may diverge in those few steps: that is no crash. The exit code is 1 if one crashed.
+A family without a classifier is left out. The exit code is 1 if one crashed.
+docs/families.md has the outcomes, which `docs/generate.py --families FILE ...` keeps.
 """
 
 from __future__ import annotations
@@ -29,15 +30,17 @@ import timm
 import torch
 import torchvision
 
+from binarize_cli.models.build import build_skeleton
+
 sys.path.insert(0, str(Path(__file__).parent))
 
-KINDS = ("packed", "refused", "diverged", "slow", "crashed")
+KINDS = ("packed", "refused", "left out", "diverged", "slow", "crashed")
 EXIT_CODES = {2: "refused", 3: "diverged"}  # all others are crashes
-LARGEST = 320  # pixels: a family with no smaller input is taken at its own
+LARGEST = 320  # pixels: where a network of the family takes no more, it is preferred
 
 
 class Family(NamedTuple):
-    """A file of models, and its smallest classifier."""
+    """A file of models, and its smallest classifier: "" if all of them make features."""
 
     name: str
     model: str
@@ -63,10 +66,15 @@ def families(only: str, after: str) -> Iterator[Family]:
         found.setdefault(f"torchvision {module.rpartition('.')[2]}", []).append(f"torchvision/{name}")
     for family in sorted(found):
         if family > after and fnmatch.fnmatch(family, f"*{only}*"):
-            sizes = {name: count for name in candidates(found[family]) if (count := parameters(name))}
-            if sizes:
-                smallest = min(sizes, key=sizes.__getitem__)
-                yield Family(family, smallest, sizes[smallest])
+            names = candidates(found[family])
+            sizes = sizes_of(names, LARGEST) or sizes_of(names, 10 * LARGEST)
+            smallest = min(sizes, key=sizes.__getitem__, default="")
+            yield Family(family, smallest, sizes.get(smallest, 0))
+
+
+def sizes_of(names: list[str], largest: int) -> dict[str, int]:
+    """The parameters of each of the classifiers that take images of at most `largest` pixels."""
+    return {name: count for name in names if (count := parameters(name, largest))}
 
 
 SMALL = (
@@ -94,20 +102,17 @@ def candidates(names: list[str]) -> list[str]:
     return tests or (small or names)[:12]
 
 
-def parameters(name: str) -> int | None:
+def parameters(name: str, largest: int) -> int | None:
     """How many parameters a network has; None where it cannot be built or is too wide for a quick run."""
-    with torch.device("meta"), contextlib.suppress(Exception):
-        if name.startswith("torchvision/"):
-            kwargs = {"init_weights": False} if name.endswith(("googlenet", "inception_v3")) else {}
-            net = torchvision.models.get_model(name.partition("/")[2], weights=None, **kwargs)
-        else:
-            config = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
-            if config is None or config.input_size[1] > LARGEST or config.input_size[0] != 3:
-                return None
-            if not config.num_classes:
-                return None
-            net = timm.create_model(name)
-        return sum(p.numel() for p in net.parameters())
+    source, _, name = name.rpartition("/")
+    if not source:
+        config = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
+        if config is None or config.input_size[1] > largest or config.input_size[0] != 3:
+            return None
+        if not config.num_classes:
+            return None
+    with contextlib.suppress(Exception):
+        return sum(p.numel() for p in build_skeleton(source or "timm", name, 1000).parameters())
     return None
 
 
@@ -202,7 +207,10 @@ def main() -> None:
         images = invent_images(Path(folder) / "images", classes=2, each=4, side=64)
         for family in families(flags.only, flags.after):
             for task in flags.tasks.split(","):
-                outcome = run(family, task, images, flags.minutes)
+                if family.model:
+                    outcome = run(family, task, images, flags.minutes)
+                else:
+                    outcome = Outcome("left out", "no classifiers: networks that make features")
                 rows.append({**family._asdict(), "task": task, **outcome._asdict()})
                 print(
                     f"{family.name:32} {family.model:40} {task:4} {outcome.kind:8} {outcome.words}",

@@ -10,6 +10,7 @@ import json
 import os
 import random
 import resource
+import socket
 import time
 from collections import Counter
 from pathlib import Path
@@ -136,9 +137,35 @@ def limited():
     resource.setrlimit(resource.RLIMIT_AS, before)
 
 
+@pytest.fixture
+def asked(monkeypatch) -> list:
+    """The addresses on a network that the process asks for, and does not get."""
+    addresses: list = []
+    connect = socket.socket.connect
+
+    def refuse(own, address):
+        if own.family == socket.AF_UNIX:  # worker processes
+            return connect(own, address)
+        addresses.append(address)
+        raise OSError("no network in this test")
+
+    def unresolved(*words, **named):
+        addresses.append(words)
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", unresolved)
+    return addresses
+
+
+def resident() -> int:
+    """The most memory that this process has held so far, bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 @pytest.mark.parametrize(("command", "number"), [("inspect", 20_000), ("eval", 2_000)])
 def test_a_mutated_file_is_refused_in_one_message_or_means_the_same(
-    bnnpp, tmp_path, request, command, number
+    bnnpp, tmp_path, request, asked, command, number
 ):
     sources = []
     for name in ("digits_resnet-bw", "digits_resnet-bwa", "digits_vit-bwaa-attention"):
@@ -150,6 +177,7 @@ def test_a_mutated_file_is_refused_in_one_message_or_means_the_same(
     expected = {path: result_of(bnnpp(command, path, "--json")) for path, _ in sources}
     bnnpp("eval", sources[0][0])  # everything is imported before memory is counted
     request.getfixturevalue("limited")
+    before = resident()
     draw, outcomes, messages, started = random.Random(0), Counter(), Counter(), time.perf_counter()
     for _ in range(int(number * SCALE)):
         source, written = draw.choice(sources)
@@ -177,9 +205,14 @@ def test_a_mutated_file_is_refused_in_one_message_or_means_the_same(
         if left.code == 2:
             messages[left.err.split(": ", 2)[-1][:40]] += 1
     print(f"\n{command}: {sum(outcomes.values())} files in {time.perf_counter() - started:.0f} s")
+    more = (resident() - before) / 2**20
+    print(
+        f"  {more:.0f} MiB of memory more than the {before / 2**20:.0f} MiB before; network: {asked or 'no'}"
+    )
     print("\n".join(f"  {count:6} {outcome}" for outcome, count in sorted(outcomes.items())))
     print("\n".join(f"         {count:6} {said!r}" for said, count in messages.most_common(12)))
     assert not [outcome for outcome in outcomes if "BAD" in outcome]
+    assert not asked and more < 2**10
 
 
 def result_of(left) -> dict | None:

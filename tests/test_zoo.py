@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import invent_images
 
+from binarize_cli.packed.format import read
+
 pytestmark = pytest.mark.slow
 
 # Network, its binary layers, and the image size that makes it quick (None: it takes its own alone).
@@ -22,6 +24,7 @@ PACKED = [
     ("torchvision/swin_t", 51, 64),
     ("torchvision/mnasnet0_5", 51, 64),
 ]
+FRESH = ["torchvision/mobilenet_v2", "torchvision/shufflenet_v2_x0_5"]  # deep, with BatchNorm
 REFUSED = [("torchvision/swin_t", "ShiftedWindowAttention")]  # with binary inputs: there are none to be had
 
 
@@ -75,6 +78,18 @@ def test_a_network_goes_from_its_name_to_a_packed_file_that_computes_the_same(
     assert found == binary and report["ratio"] > 4
     again = json.loads(bnnpp("eval", packed, "--workers", 0, "--json").out)
     assert again["confusion"] == report["confusion"]
+
+
+@pytest.mark.parametrize("model", FRESH)
+def test_from_scratch_binary_inputs_are_calibrated_on_statistics_of_their_own(
+    model, bnnpp, folder, empty, table
+):
+    """A fresh network's statistics are 0 and 1: its inputs shrank to 1e-10, and the first step diverged."""
+    packed = bnnpp(*words(model, folder, 64), "--task", "bwa").packed
+    scales = {name: t for name, t in read(packed).tensors.items() if name.endswith(".input_scale")}
+    least = min(float(scale) for scale in scales.values())
+    table.append(f"{model:30} bwa from scratch: the least scale of inputs is {least:.3g}")
+    assert least > 0.01
 
 
 @pytest.mark.parametrize(("model", "reason"), REFUSED, ids=[row[0] for row in REFUSED])
