@@ -210,6 +210,22 @@ def test_page_of_a_thousand_classes():
     assert len(as_json(document)) < 1024 * 1024 and len(names) == 1000
 
 
+def test_the_largest_page_stays_small():
+    """A thousand classes with long names, 300 epochs, every layer another one, a dozen pictures."""
+    document = a_document([f"a class of animals, number {i}" for i in range(1000)], epochs=300, blocks=40)
+    names = [row["name"] for row in document["layers"]]
+    for place, row in enumerate(document["layers"]):
+        row["bytes"] = 1000 + place
+    shares = np.random.default_rng(0).uniform(0, 0.1, (len(names), 300)).tolist()
+    photo = {"image": "data:image/jpeg;base64," + "A" * 6000, "true": "a", "packed": "b"}
+    document |= {
+        "confusion": many_confusions(1000),
+        "flips": {"layers": names, "first_epoch": 1, "shares": shares},
+        "changed": [photo] * 12,
+    }
+    assert len(names) > 150 and len(render(document).encode()) < 1024 * 1024
+
+
 def many_confusions(classes: int, images: int = 50) -> dict:
     """50,000 images of 1,000 classes, a third of them mistaken, most often for a neighbour."""
     draw = np.random.default_rng(0)
