@@ -11,8 +11,9 @@ With `computes=False` its tensors have shapes alone, and every number that is as
 a large batch is counted in a second.
 
 An operator counts as one launch, also if CUDA would take several for it (a `_foreach_` operator, a
-convolution's backward); views and empty tensors as none. What it cannot see: streams, NCCL, cuDNN's
-arithmetic, which operators CUDA's autocast casts.
+convolution's backward); views and empty tensors as none. A kernel in Triton is one launch, counted where our
+own code launches it; what it would have written, `kernel_references` writes. What it cannot see: streams,
+NCCL, cuDNN's arithmetic, which operators CUDA's autocast casts.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
+import kernel_references
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -171,6 +173,18 @@ class PretendedGPU(TorchDispatchMode):
             on_device = isinstance(args[0], PretendedTensor)
         return self._run(func, args, kwargs, tensors, on_device)
 
+    def run_kernel(self, kernel: str, grid: tuple[int, ...], args: tuple, constants: dict[str, Any]) -> None:
+        """Stand in for Triton's launch of one of our kernels."""
+        tensors = [arg for arg in args if isinstance(arg, Tensor)]
+        if not all(isinstance(tensor, PretendedTensor) for tensor in tensors):
+            raise RuntimeError(f"Pointer argument cannot be accessed from Triton (cpu tensor?): {kernel}")
+        self.launches[kernel] += 1
+        self.lines[_line()] += 1
+        with _disable_current_modes(), torch.no_grad(), torch.autocast("cuda", enabled=False):
+            bare = [arg.numbers if isinstance(arg, Tensor) else arg for arg in args]
+            if not any(arg.is_meta for arg in bare if isinstance(arg, Tensor)):
+                kernel_references.run(kernel, grid, bare, constants)
+
     def _refuse_mixed(self, func, name: str, tensors: list[Tensor]) -> None:
         if name in TAKES_CPU_TENSORS:
             return
@@ -285,6 +299,11 @@ class _Autocast(torch.amp.autocast_mode.autocast):
         super().__init__("cpu" if device_type == "cuda" else device_type, *args, **kwargs)
 
 
+def _of_the_cpu(ask: Callable) -> Callable:
+    """Ask a question about CUDA's autocast of the CPU's."""
+    return lambda kind="cpu": ask("cpu" if kind == "cuda" else kind)
+
+
 class _Stream:
     """One stream after another: what is asked for is done at once."""
 
@@ -352,6 +371,8 @@ def _patches(capability: tuple[int, int]) -> Iterator[Any]:
     }
     for name, answer in answers.items():
         yield mock.patch.object(torch.cuda, name, answer)
+    for name in ("is_autocast_enabled", "get_autocast_dtype"):  # as `_Autocast` has it
+        yield mock.patch.object(torch, name, _of_the_cpu(getattr(torch, name)))
     yield mock.patch("torch.accelerator.current_stream", lambda device=None: _Stream())
     yield mock.patch("torch.Generator", _Generator)
     yield mock.patch("torch.autocast", _Autocast)
@@ -391,6 +412,7 @@ def pretended_cuda(capability: tuple[int, int] = (9, 0), computes: bool = True) 
     """Inside the block there is a CUDA device of that compute capability; yields what counts for it."""
     global _present
     from binarize_cli.binarize import tiles
+    from binarize_cli.binarize.fused import launch
 
     gpu = PretendedGPU(computes)
     for name, operator in vars(tiles).items():
@@ -400,6 +422,8 @@ def pretended_cuda(capability: tuple[int, int] = (9, 0), computes: bool = True) 
     with contextlib.ExitStack() as stack:
         for patch in _patches(capability):
             stack.enter_context(patch)
+        stack.enter_context(mock.patch.object(launch, "run_kernel", gpu.run_kernel))
+        stack.enter_context(mock.patch.object(launch, "triton_works", lambda: True))
         stack.enter_context(_switches())
         stack.enter_context(_NamedDevice())
         stack.enter_context(gpu)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from binarize_cli.binarize.quantizer import ActivationQuantizer
+from binarize_cli.binarize.fused.inputs import Border, Pair, fused_input, pair_of
+from binarize_cli.binarize.fused.launch import cast_to, fuses
+from binarize_cli.binarize.quantizer import SMALLEST_SCALE, ActivationQuantizer
 from binarize_cli.quantizers.autograd import ForwardBackward
 from binarize_cli.quantizers.functions import sign
 
-SMALLEST_SCALE = 1e-6
 Axes = tuple[int, ...]
 
 
@@ -30,8 +32,11 @@ class InputQuantizer(Protocol):
     def pending_shift(self) -> Tensor | None:
         """The part of t that the layer has still to add again after its sums, through its bias."""
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return x in units of the scale, +-1 where F is sign, and the scale []."""
+    def __call__(self, x: Tensor, border: Border | None = None) -> tuple[Tensor, Tensor]:
+        """Return x in units of the scale, +-1 where F is sign, and the scale [].
+
+        A layer asks with a border, which images [N, C, H, W] get; the factors of a matmul have none.
+        """
 
 
 class LatentInput(nn.Module):
@@ -43,10 +48,16 @@ class LatentInput(nn.Module):
     one: Tensor
 
     def __init__(
-        self, quantizer: ActivationQuantizer, axes: Axes, threshold: Tensor | None, scale: Tensor | None
+        self,
+        quantizer: ActivationQuantizer,
+        axes: Axes,
+        threshold: Tensor | None,
+        scale: Tensor | None,
+        in_float32: bool = False,
     ):
         super().__init__()
         self.quantizer, self.axes = quantizer, axes
+        self.in_float32 = in_float32  # whatever autocast says
         self.threshold = None if threshold is None else nn.Parameter(threshold.clone())  # [channels]
         self.scale = None if scale is None else nn.Parameter(scale.clone())  # []
         self.register_buffer("one", torch.ones(()), persistent=False)
@@ -60,12 +71,23 @@ class LatentInput(nn.Module):
         """Return the scale [], kept above zero; 1 where none is learned."""
         return self.one if self.scale is None else self.scale.clamp_min(SMALLEST_SCALE)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, border: Border | None = None) -> tuple[Tensor, Tensor]:
         """Return x [N, C, H, W] or [..., C] in units of beta, +-1 where F is sign, and beta []."""
-        q, beta = self.quantizer, self.beta()
+        q = self.quantizer
+        if border is not None and fuses(x) and (pair := pair_of(q)):
+            return self._fused(x, pair, border), self.one if self.scale is None else self.scale
+        beta = self.beta()
         n = q.normaliser(beta)
         per_sign = torch.ones_like(n) if self.scale is None else 1 / q.spread(beta, n)
-        return ForwardBackward.apply(above(x, self.threshold, self.axes), n, per_sign, q.F, q.B), beta
+        values = ForwardBackward.apply(above(x, self.threshold, self.axes), n, per_sign, q.F, q.B)
+        return bordered(values, border), beta
+
+    def _fused(self, x: Tensor, pair: Pair, border: Border) -> Tensor:
+        """Return the values of a layer's inputs in one kernel; the kernels keep beta above zero."""
+        rows = x if self.axes == (1,) else x.flatten(0, -2)
+        dtype = torch.float32 if self.in_float32 else cast_to(x)
+        values = fused_input(rows, self.threshold, self.scale, self.quantizer, pair, border, dtype)
+        return values if self.axes == (1,) else values.view(x.shape)
 
 
 class SignInput(nn.Module):
@@ -82,8 +104,13 @@ class SignInput(nn.Module):
         self.register_buffer("threshold", threshold, persistent=False)
         self.register_buffer("scale", scale, persistent=False)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return sign(above(x, self.threshold, self.axes)), self.scale
+    def forward(self, x: Tensor, border: Border | None = None) -> tuple[Tensor, Tensor]:
+        return bordered(sign(above(x, self.threshold, self.axes)), border), self.scale
+
+
+def bordered(values: Tensor, border: Border | None) -> Tensor:
+    """Return images [N, C, H, W] with a border around them; anything else, or without one, as it is."""
+    return values if border is None or not any(border[:4]) else F.pad(values, border[:4], value=border.value)
 
 
 def above(x: Tensor, threshold: Tensor | None, axes: Axes) -> Tensor:

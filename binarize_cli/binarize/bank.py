@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from binarize_cli.binarize.fused.launch import cast_to
 from binarize_cli.binarize.quantizer import WeightQuantizer
 from binarize_cli.binarize.weights import LatentWeight
 from binarize_cli.quantizers.functions import sign
@@ -28,8 +29,10 @@ class LatentBank:
     it. A layer that is called outside of the network's forward pass computes its weights by itself.
     """
 
-    def __init__(self, weights: Iterable[LatentWeight], signs: bool):
+    def __init__(self, weights: Iterable[LatentWeight], signs: bool, in_float32: bool = False):
         self.weights = sorted(weights, key=_fan_in)
+        self.in_float32 = in_float32
+        """Whether the layers take them in float32 within autocast, as an int8 accumulator does."""
         self.signs = signs
         """Whether the layers ask for signs and scales, as with binary inputs, or for the weights."""
         self.standing = False  # weights stand still: see `computed_once`
@@ -49,7 +52,8 @@ class LatentBank:
     def compute(self) -> None:
         """Put the values where the layers look for them."""
         latents = [weight.latent for weight in self.weights]
-        *values, size = _AllWeights.apply(self.weights[0].quantizer, self.signs, *latents)
+        dtype = torch.float32 if self.in_float32 else _type_of_products(latents[0])
+        *values, size = _AllWeights.apply(self.weights[0].quantizer, self.signs, dtype, *latents)
         scales = size.split([len(latent) for latent in latents])
         for weight, value, scale in zip(self.weights, values, scales, strict=True):
             weight.cache = {"signs_and_scale": (value, scale)} if self.signs else {"weights": value}
@@ -60,11 +64,11 @@ class LatentBank:
             weight.cache = None
 
 
-def add_banks(net: nn.Module, weights: Iterable[LatentWeight], signs: bool) -> None:
+def add_banks(net: nn.Module, weights: Iterable[LatentWeight], signs: bool, in_float32: bool = False) -> None:
     """Give a network a bank of those of its latent weights that can be computed together."""
     able = [weight for weight in weights if _shares(weight)]
     if len(able) > 1:
-        bank = LatentBank(able, signs)
+        bank = LatentBank(able, signs, in_float32)
         net.register_forward_pre_hook(bank.before_forward)
         net.register_forward_hook(bank.after_forward, always_call=True)
 
@@ -96,7 +100,9 @@ class _AllWeights(torch.autograd.Function):
     """`ForwardBackward` of all latents; returns their values, and mean |w*| of every row: [rows]."""
 
     @staticmethod
-    def forward(ctx: Any, quantizer: WeightQuantizer, signs: bool, *latents: Tensor) -> Any:
+    def forward(
+        ctx: Any, quantizer: WeightQuantizer, signs: bool, dtype: torch.dtype, *latents: Tensor
+    ) -> Any:
         rows = _Rows(latents)
         flat = rows.gathered(latents)
         size = rows.means(flat.abs())
@@ -113,7 +119,7 @@ class _AllWeights(torch.autograd.Function):
         if quantizer.is_sign and not ctx.hardening:
             flat = rows.divided_(flat, n)  # for B
         ctx.save_for_backward(None if ctx.hardening else flat, _ratio(alpha, n))
-        values = rows.scattered(rows.times(value, alpha), latents)
+        values = rows.scattered([part.to(dtype) for part in rows.times(value, alpha)], latents)
         scale = torch.ones_like(size) if quantizer.scale.unit else size
         ctx.mark_non_differentiable(scale)
         return *values, scale
@@ -122,13 +128,19 @@ class _AllWeights(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         flat, ratio = ctx.saved_tensors
         rows, quantizer = ctx.rows, ctx.quantizer
-        passed = rows.times(rows.gathered(grads[:-1]), ratio)
+        passed = rows.times(rows.gathered(grads[:-1]).float(), ratio)
         if ctx.hardening:  # B is 1, times what makes alpha / n B 1
             factor = quantizer.normalize or 1.0
             passed = [part * factor for part in passed]
         else:
             passed = [g * b for g, b in zip(passed, rows.split(quantizer.B(flat)), strict=True)]
-        return None, None, *rows.scattered(passed, grads[:-1])
+        return None, None, None, *rows.scattered(passed, grads[:-1])
+
+
+def _type_of_products(latent: Tensor) -> torch.dtype:
+    """Return autocast's type on a GPU, where every layer would launch a cast of its weights."""
+    eager = latent.is_cuda and not torch.compiler.is_compiling()
+    return cast_to(latent) if eager else torch.float32
 
 
 def _ratio(alpha: Tensor | None, n: Tensor | None) -> Tensor | None:

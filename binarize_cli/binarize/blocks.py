@@ -17,6 +17,8 @@ import torchvision.models.resnet
 from torch import Tensor, nn
 
 from binarize_cli.binarize.attention import unfuse_attention, use_linear_projections
+from binarize_cli.binarize.fused.launch import fuses
+from binarize_cli.binarize.fused.rprelu import fused_rprelu
 from binarize_cli.models import cifar_resnet
 
 
@@ -33,6 +35,13 @@ class RPReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W]
         return _RPReLU.apply(x, self.move_in, self.slope, self.move_out)
+
+    def of_sum(self, x: Tensor, gain: Tensor, past: Tensor, more: Tensor | None = None) -> Tensor:
+        """Return RPReLU(x + gain past + more) for gain [C] and images [N, C, H, W]."""
+        if fuses(x):
+            return fused_rprelu(x, gain, past, more, self.move_in, self.slope, self.move_out)
+        x = x + gain.view(-1, 1, 1) * past
+        return self(x if more is None else x + more)
 
 
 class _RPReLU(torch.autograd.Function):
@@ -70,8 +79,8 @@ class BiRealBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W] -> [N, C', H', W']
         past = x if self.downsample is None else self.downsample(x)
-        y = self.act1(self.bn1(self.conv1(x)) + self.gain1.view(-1, 1, 1) * past)
-        return self.act2(self.bn2(self.conv2(y)) + self.gain2.view(-1, 1, 1) * y + past)
+        y = self.act1.of_sum(self.bn1(self.conv1(x)), self.gain1, past)
+        return self.act2.of_sum(self.bn2(self.conv2(y)), self.gain2, y, past)
 
 
 def _of_cifar(block: cifar_resnet.BasicBlock) -> BiRealBlock:

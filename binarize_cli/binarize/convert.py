@@ -50,8 +50,9 @@ def to_latents(
         if is_candidate(module) and name not in found:
             return BINARY_LAYERS[type(module)](module, LatentWeight(module.weight, weights))
         assert activations and binary, "binary inputs need a quantizer and a rule"
-        inputs = [_latent_input(stats, activations, binary) for stats in found[name].inputs]
-        accumulator = FloatAccumulator(found[name].rule)
+        rule = found[name].rule
+        inputs = [_latent_input(stats, activations, binary, rule is not None) for stats in found[name].inputs]
+        accumulator = FloatAccumulator(rule)
         if is_matmul(module):
             return BINARY_MATMULS[type(module)](inputs[0], inputs[1], accumulator)
         assert is_candidate(module)
@@ -59,16 +60,20 @@ def to_latents(
         return BINARY_LAYERS[type(module)](module, source, inputs[0], accumulator, binary.pad_value)
 
     net = replace_layers(net, names, make)
+    in_float32 = any(calibration.rule for calibration in found.values())
     for signs in (False, True):  # with binary inputs layers ask for signs and scales
         chosen = [layer.source for _, layer in binary_layers(net) if (layer.input is not None) == signs]
-        add_banks(net, [source for source in chosen if isinstance(source, LatentWeight)], signs)
+        latents = [source for source in chosen if isinstance(source, LatentWeight)]
+        add_banks(net, latents, signs, in_float32)
     return net
 
 
-def _latent_input(found: InputStats, quantizer: ActivationQuantizer, binary: BinaryInputs) -> LatentInput:
+def _latent_input(
+    found: InputStats, quantizer: ActivationQuantizer, binary: BinaryInputs, in_float32: bool
+) -> LatentInput:
     threshold = found.mean if binary.learned_threshold else None
     scale = found.magnitude if binary.learned_scale else None
-    return LatentInput(quantizer, found.axes, threshold, scale)
+    return LatentInput(quantizer, found.axes, threshold, scale, in_float32)
 
 
 def binary_layers(net: nn.Module) -> Iterator[tuple[str, BinaryLinear | BinaryConv2d]]:

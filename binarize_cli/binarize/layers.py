@@ -18,6 +18,9 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from binarize_cli.binarize.accumulator import Accumulator, Window
 from binarize_cli.binarize.activations import InputQuantizer
+from binarize_cli.binarize.fused.inputs import Border
+from binarize_cli.binarize.fused.launch import fuses
+from binarize_cli.binarize.fused.sums import fused_scaling, fused_shift
 from binarize_cli.binarize.weights import WeightSource
 
 PAD_VALUES = {"zero": 0, "plus": 1, "minus": -1}
@@ -50,10 +53,13 @@ class BinaryLinear(nn.Module):
         if self.input is None:
             return F.linear(x, self.source(), self.bias)
         assert self.accumulator is not None, "binary inputs need an accumulator"
-        values, beta = self.input(x)
+        values, beta = self.input(x, Border())
         weights, alpha = self.source.signs_and_scale()
-        y = self.accumulator.linear(values, weights) * (alpha * beta)
+        y = self.accumulator.linear(values, weights)
         bias = self.shifted_bias(weights, alpha)
+        if fuses(y):
+            return fused_scaling(y.flatten(0, -2), alpha, beta, bias).view(y.shape)
+        y = y * (alpha * beta)
         return y if bias is None else y + bias
 
     def shifted_bias(self, weights: Tensor, alpha: Tensor) -> Tensor | None:
@@ -61,6 +67,8 @@ class BinaryLinear(nn.Module):
         t = None if self.input is None else self.input.pending_shift
         if t is None:
             return self.bias
+        if fuses(weights):
+            return fused_shift(weights, t, alpha, self.bias)
         shift = alpha * (weights @ t)
         return shift if self.bias is None else self.bias + shift
 
@@ -102,12 +110,14 @@ class BinaryConv2d(nn.Module):
                 x, padding = F.pad(x, self.margins(x)), (0, 0)
             return F.conv2d(x, self.source(), self.bias, self.stride, padding, self.dilation, self.groups)
         assert self.accumulator is not None, "binary inputs need an accumulator"
-        values, beta = self.input(x)
+        values, beta = self.input(x, Border(*self.margins(x), value=self.pad_value))
         weights, alpha = self.source.signs_and_scale()
-        padded = F.pad(values, self.margins(values), value=self.pad_value)
         window = Window(self.kernel_size, self.stride, self.dilation, self.groups)
-        y = self.accumulator.conv(padded, weights, window) * (alpha * beta).view(-1, 1, 1)
+        y = self.accumulator.conv(values, weights, window)
         bias = self.shifted_bias(weights, alpha)
+        if fuses(y):
+            return fused_scaling(y, alpha, beta, bias)
+        y = y * (alpha * beta).view(-1, 1, 1)
         return y if bias is None else y + bias.view(-1, 1, 1)
 
     def shifted_bias(self, weights: Tensor, alpha: Tensor) -> Tensor | None:

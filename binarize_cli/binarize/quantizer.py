@@ -13,7 +13,9 @@ from binarize_cli.quantizers.method import Method
 from binarize_cli.quantizers.scales import TINY, Scale
 from binarize_cli.quantizers.schedules import Schedule
 
+Values = Mapping[str, Tensor]
 GRID = 256
+SMALLEST_SCALE = 1e-6  # beta is kept above it
 WINDOW = 1.5  # of hardened inputs, in multiples of beta: measured on digits_resnet, 1 and 2 were worse
 
 
@@ -59,17 +61,17 @@ class Quantizer(PhasedModule):
         """Whether F is sign now."""
         return self.mode == "hard" or (self.mode == "soft" and not self.has_soft_phase)
 
-    def F(self, x: Tensor) -> Tensor:
-        """Return the forward quantizer at x, as the network uses it now."""
+    def F(self, x: Tensor, values: Values | None = None) -> Tensor:
+        """Return the forward quantizer at x, as the network uses it now, or with other parameters."""
         if self.mode == "float":
             return x
-        return sign(x) if self.mode == "hard" else self.method.F(x, self.values)
+        return sign(x) if self.mode == "hard" else self.method.F(x, values or self.values)
 
-    def B(self, x: Tensor) -> Tensor:
+    def B(self, x: Tensor, values: Values | None = None) -> Tensor:
         """Return the backward quantizer at x; 1 for a map rule, whose F is a proximal map."""
         if self.mode == "float" or self.method.applies_map:
             return ste(x)
-        return self.method.B(x, self.values)
+        return self.method.B(x, values or self.values)
 
 
 def _slot(name: str) -> str:
@@ -96,18 +98,18 @@ class WeightQuantizer(Quantizer):
         """Take over the moment of the weights."""
         self.move_to(phase.weights)
 
-    def F(self, x: Tensor) -> Tensor:
+    def F(self, x: Tensor, values: Values | None = None) -> Tensor:
         """Return the forward quantizer at x: x itself under a map rule, until hardening."""
-        return x if self.method.applies_map and self.mode == "soft" else super().F(x)
+        return x if self.method.applies_map and self.mode == "soft" else super().F(x, values)
 
-    def B(self, x: Tensor) -> Tensor:
+    def B(self, x: Tensor, values: Values | None = None) -> Tensor:
         """Return the backward quantizer at x. Hardening a soft F makes the pair BinaryConnect's: (sign, 1).
 
         (sign, F') would be a heuristic pair, and its narrow window would freeze the signs.
         """
         if self.mode == "hard" and self.has_soft_phase:
             return ste(x) * (self.normalize or 1.0)  # alpha / n times this is 1
-        return super().B(x)
+        return super().B(x, values)
 
     @torch.no_grad()
     def map_(self, latent: Tensor) -> None:
@@ -139,7 +141,7 @@ class ActivationQuantizer(Quantizer):
         """Take over the moment of the inputs."""
         self.move_to(phase.inputs)
 
-    def B(self, x: Tensor) -> Tensor:
+    def B(self, x: Tensor, values: Values | None = None) -> Tensor:
         """Return the backward quantizer at x. While a soft F is hardened, it is BNN's: 1 within WINDOW beta.
 
         F' at the end of its schedule is so narrow that hardly an input would pass a gradient on.
@@ -147,7 +149,7 @@ class ActivationQuantizer(Quantizer):
         if self.mode == "hard" and self.has_soft_phase:
             multiple = self.normalize or 1.0
             return clipped_ste(x * (multiple / WINDOW)) * multiple  # the slope is 1 in units of beta
-        return super().B(x)
+        return super().B(x, values)
 
     def normaliser(self, scale: Tensor) -> Tensor:
         """Return n, a 0-d tensor, for inputs of mean magnitude `scale`."""

@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.library import custom_op
 
-from binarize_cli.binarize.accumulator import AccumulatorRule, accumulate
+from binarize_cli.binarize.accumulator import TILE, AccumulatorRule, accumulate
+from binarize_cli.binarize.fused.launch import fuses
+from binarize_cli.binarize.fused.scan import conv_scanned, scanned
 
 CHUNK = 2**20  # sums under way at a time: what bounds the memory of tiles, and suits a CPU's caches
 CHUNK_ON_CUDA = 2**26  # there every chunk has launches of its own, and 2**26 sums are 256 MiB
@@ -25,9 +27,11 @@ def linear_in_tiles(rows: Tensor, weights: Tensor, overflow: str, shift: int) ->
     """[R, K] by [out, K] -> the sums [R, out], and where they overflowed on the way (bool)."""
 
     def sums(rows: Tensor) -> tuple[Tensor, Tensor]:
+        if fuses(rows):
+            return scanned(rows, weights, AccumulatorRule(overflow, shift))
         return matmul_in_tiles(rows, weights, AccumulatorRule(overflow, shift), _by_row)
 
-    return _by_chunks(sums, len(weights), rows)
+    return _by_chunks(sums, len(weights) * _tiles_at_once(rows), rows)
 
 
 @custom_op("bnnpp::batched_matmul_in_tiles", mutates_args=())
@@ -35,9 +39,12 @@ def batched_matmul_in_tiles(left: Tensor, right: Tensor, overflow: str, shift: i
     """[n, L, K] by [n, M, K], row by row -> the sums [n, L, M], and where they overflowed (bool)."""
 
     def sums(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        if fuses(left):
+            return scanned(left, right, AccumulatorRule(overflow, shift))
         return matmul_in_tiles(left, right, AccumulatorRule(overflow, shift), _by_row)
 
-    return _by_chunks(sums, left.shape[1] * right.shape[1], left, right)
+    each = left.shape[1] * right.shape[1] * _tiles_at_once(left)
+    return _by_chunks(sums, each, left, right)
 
 
 @custom_op("bnnpp::conv_in_tiles", mutates_args=())
@@ -58,11 +65,17 @@ def conv_in_tiles(
         return y.round(decimals=2) if y.is_cuda else y
 
     def sums(images: Tensor) -> tuple[Tensor, Tensor]:
+        if groups == 1 and fuses(images):
+            rule = AccumulatorRule(overflow, shift)
+            return conv_scanned(images, weights, stride, dilation, rule)
         tile = tiles_of_conv(images, weights, dilation, groups, conv)
         return accumulate(tile, weights[0].numel(), AccumulatorRule(overflow, shift))
 
     height, width = images.shape[2] // stride[0], images.shape[3] // stride[1]
-    return _by_chunks(sums, len(weights) * height * width, images)
+    each = len(weights) * height * width
+    if groups == 1 and fuses(images):  # a pixel's patch, and its sums in every tile
+        each = height * width * (weights[0].numel() + len(weights) * -(-weights[0].numel() // TILE))
+    return _by_chunks(sums, each, images)
 
 
 def matmul_in_tiles(
@@ -108,6 +121,11 @@ def tiles_of_conv(
 def _seen(taps: slice, size: int, dilation: int) -> slice:
     """Return the part of an image's axis that these taps of a kernel of that size go over."""
     return slice(taps.start * dilation, (taps.stop - size) * dilation or None)
+
+
+def _tiles_at_once(x: Tensor) -> int:
+    """Return how many tiles of [..., K] are under way at a time."""
+    return -(-x.shape[-1] // TILE) if fuses(x) else 1
 
 
 def _by_chunks(

@@ -1,0 +1,130 @@
+"""Binary inputs in one kernel each way: threshold, F, scale and border forwards, B and its sums backwards."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from binarize_cli.binarize.fused.formulas import NUMBERS, Formula, formula_of
+from binarize_cli.binarize.fused.launch import BLOCK, blocks, by_rows, channels_of, dense, launch
+from binarize_cli.binarize.quantizer import GRID, SMALLEST_SCALE, ActivationQuantizer
+from binarize_cli.quantizers.scales import TINY
+
+
+class Border(NamedTuple):
+    """Pixels around an image, and the value they have."""
+
+    left: int = 0
+    right: int = 0
+    top: int = 0
+    bottom: int = 0
+    value: int = 0
+
+
+class Pair(NamedTuple):
+    """F and B of a quantizer as kernels call them."""
+
+    F: Formula
+    B: Formula
+    numbers: list[Tensor]
+    """Their parameters [] on the device, and as many more as kernels expect."""
+
+
+def pair_of(quantizer: ActivationQuantizer) -> Pair | None:
+    """Return a quantizer's pair in its present mode; None if no kernel can call it."""
+    forward, backward = formula_of(quantizer, "F"), formula_of(quantizer, "B")
+    if forward is None or backward is None:
+        return None
+    own = list(quantizer.values.values())
+    return Pair(forward, backward, own + [quantizer.typical] * (len(NUMBERS) - len(own)))
+
+
+def fused_input(
+    x: Tensor,
+    threshold: Tensor | None,
+    scale: Tensor | None,
+    quantizer: ActivationQuantizer,
+    pair: Pair,
+    border: Border,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Return what `LatentInput` makes of x [N, C, H, W] or [..., C], in `dtype`, with a border around images.
+
+    threshold: [C]; scale: beta [], which gets no gradient here.
+    """
+    beta = None if scale is None else scale.detach()
+    return _FusedInput.apply(x, threshold, beta, quantizer, pair, border, dtype)
+
+
+class _FusedInput(torch.autograd.Function):
+    """Launches `input_forward` and `input_backward`; the gradient of thresholds takes one launch more."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        threshold: Tensor | None,
+        scale: Tensor | None,
+        quantizer: ActivationQuantizer,
+        pair: Pair,
+        border: Border,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        x = dense(x)
+        channels, spare = channels_of(x), quantizer.typical
+        out = torch.empty_like(x, dtype=dtype)
+        ctx.geometry = (1, 1, 1, 1, 0, 0)
+        if x.dim() == 4:
+            out, ctx.geometry = _bordered(x, border, dtype)
+        constants = torch.empty(2, device=x.device)
+        launch(
+            "input_forward",
+            blocks(out.numel()),
+            *(x, spare if threshold is None else threshold, spare if scale is None else scale, spare),
+            *(constants, out, *pair.numbers, out.numel(), channels, *ctx.geometry),
+            F=pair.F,
+            PAD=float(border.value),
+            PADDED=out.shape != x.shape,
+            SHIFTED=threshold is not None,
+            MULTIPLE=quantizer.normalize or 0.0,
+            LEARNED=scale is not None,
+            SMALLEST=SMALLEST_SCALE,
+            TINY=TINY,
+            GRID=GRID,
+            BLOCK=BLOCK,
+        )
+        ctx.save_for_backward(x, threshold, constants)
+        ctx.pair, ctx.padded, ctx.spare = pair, out.shape != x.shape, spare
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, threshold, constants = ctx.saved_tensors
+        grad, channels = dense(grad), channels_of(x)
+        rows = x.numel() // channels
+        grid, each, division = by_rows(rows, channels)
+        to_x = torch.empty_like(x)
+        partial = torch.empty(grid[0], channels, device=x.device)
+        launch(
+            "input_backward",
+            grid,
+            *(grad, x, ctx.spare if threshold is None else threshold, constants, to_x, partial),
+            *(*ctx.pair.numbers, rows, channels, *ctx.geometry, each),
+            B=ctx.pair.B,
+            PADDED=ctx.padded,
+            SHIFTED=threshold is not None,
+            **division,
+        )
+        to_threshold = None if threshold is None else partial.sum(0)
+        return to_x, to_threshold, *[None] * 5
+
+
+def _bordered(x: Tensor, border: Border, dtype: torch.dtype) -> tuple[Tensor, tuple[int, ...]]:
+    """Return an empty tensor for x and its border; height, width, with border, and where the image is."""
+    n, channels, height, width = x.shape
+    tall, wide = height + border.top + border.bottom, width + border.left + border.right
+    size = (n, channels, tall, wide)
+    out = torch.empty(size, dtype=dtype, device=x.device, memory_format=torch.channels_last)
+    return out, (height, width, tall, wide, border.top, border.left)
