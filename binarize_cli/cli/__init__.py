@@ -21,6 +21,7 @@ from binarize_cli.cli.evaluate import evaluate
 from binarize_cli.cli.inspect import inspect
 from binarize_cli.cli.methods import methods
 from binarize_cli.cli.options import WithResume
+from binarize_cli.cli.predict import predict
 from binarize_cli.cli.theory import theory
 from binarize_cli.console import never_fail_to_encode, print_log, stderr
 from binarize_cli.errors import BnnppError, InputError, Interrupted, did_you_mean
@@ -42,6 +43,7 @@ app = typer.Typer(
 )
 app.command(cls=WithResume)(binarize)
 app.command(name="eval")(evaluate)
+app.command()(predict)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(compare)
 app.command()(analyze)
 app.command()(inspect)
