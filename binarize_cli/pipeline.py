@@ -309,7 +309,8 @@ def with_overflow(run: Run, row: Layer) -> Layer:
 def ship(run: Run) -> tuple[PackedFile, Agreement]:
     """Write the file, load it back, hold its logits against the network's, and score it.
 
-    Raises BnnppError if the file does not compute what the network does; then it is removed.
+    A file that does not compute what the network does is kept, since training took hours, and told of. Raises
+    BnnppError if it cannot be read; then it is removed, and the state of the training is left.
     """
     tensors = packed_tensors(run.net, run.recipe.pack.float_dtype)
     facts = provenance(run.model, run.recipe, run.device, run.steps())
@@ -317,10 +318,15 @@ def ship(run: Run) -> tuple[PackedFile, Agreement]:
     ranks.broadcast_from_rank0(lambda: write(run.folder.packed, document, tensors))
     try:
         loaded = place(rebuild(read(run.folder.packed)), run.device)
-        agreement = ranks.broadcast_from_rank0(lambda: compare_logits(run.net, loaded, some_images(run)))
     except BnnppError:
         run.folder.packed.unlink(missing_ok=True)
         raise
+    binary_inputs = run.recipe.task != "bw"
+    agreement = ranks.broadcast_from_rank0(
+        lambda: compare_logits(run.net, loaded, some_images(run), binary_inputs)
+    )
+    if not agreement.agrees:
+        warn(f"{agreement}: this is a fault of bnnpp. The file is kept, and its accuracy is its own.")
     run.accuracy["packed"] = run.score(loaded)
     run.inputs = ranks.broadcast_from_rank0(lambda: input_distributions(run.net, some_images(run)))
     if run.job.show_images and run.float_net:

@@ -177,6 +177,23 @@ def test_sums_of_signs_are_integers_whatever_algorithm_cudnn_chooses(monkeypatch
         assert torch.equal(sums.conv(*there, window).cpu(), exact)
 
 
+def test_sums_of_linear_layers_are_rounded_before_they_are_cast_to_integers(monkeypatch):
+    from binarize_cli.binarize import float_accumulator
+    from binarize_cli.packed.integer_accumulator import IntegerAccumulator
+
+    rows, weights = (torch.randn(shape).sign() for shape in ((5, 300), (4, 300)))
+    exact = rows @ weights.T
+    noisy = lambda values, weights: (values @ weights.T) * (1 - 1e-6)  # noqa: E731
+    monkeypatch.setattr(float_accumulator.F, "linear", noisy)
+    with pretended_cuda():
+        sums = float_accumulator.FloatAccumulator()
+        sums.integers = True
+        assert torch.equal(sums.linear(rows.to("cuda"), weights.to("cuda")).cpu(), exact)
+        monkeypatch.setattr(torch.Tensor, "float", lambda x: x.to(torch.float32) * (1 - 1e-6))
+        found = IntegerAccumulator().linear(rows.to("cuda"), weights.to("cuda")).cpu()
+    assert torch.equal(found.round(), exact) and float((found - exact).abs().max()) < 1e-3
+
+
 def test_a_step_that_the_scaler_skips_maps_no_latents_and_leaves_the_average(make_trainer, tmp_path):
     fine_tuning = make_trainer(tmp_path, "pq", "digits_vit", amp="fp16", ema=0.5)
     step = fine_tuning.step

@@ -22,6 +22,7 @@ from binarize_cli.console import OutputError, Stream, result
 from binarize_cli.data.datasets import open_dataset
 from binarize_cli.errors import BnnppError, InputError
 from binarize_cli.files import RunFolder, choose_run, kind_of
+from binarize_cli.packed.agreement import Agreement
 from binarize_cli.recipe_io import LARGEST, parse, parse_value, read
 from binarize_cli.training.stop import StoppedEarly, StopRequest
 
@@ -220,14 +221,25 @@ def test_a_fault_of_ours_is_one_message_and_a_traceback_in_the_run_folder(bnnpp,
     assert str(file) in outcome.err and "KeyError" in file.read_text()
 
 
-def test_a_file_that_fails_its_check_is_removed(bnnpp, tmp_path, monkeypatch):
-    def differ(*_):
-        raise BnnppError("the packed file's logits differ")
+def test_a_file_that_cannot_be_read_back_is_removed(bnnpp, tmp_path, monkeypatch):
+    def fail(*_):
+        raise BnnppError("checksum mismatch")
 
-    monkeypatch.setattr("binarize_cli.pipeline.compare_logits", differ)
+    monkeypatch.setattr("binarize_cli.pipeline.rebuild", fail)
     outcome = bnnpp("binarize", "digits_resnet", *QUICK, "--output", tmp_path / "run")
-    assert outcome.code == 1 and "logits differ" in outcome.err and not outcome.out
+    assert outcome.code == 1 and "checksum mismatch" in outcome.err and not outcome.out
     assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_file_that_computes_something_else_is_kept_and_told_of(bnnpp, tmp_path, monkeypatch):
+    differing = Agreement(64, 0.5, equal=False, same_predictions=40, agrees=False)
+    monkeypatch.setattr("binarize_cli.pipeline.compare_logits", lambda *_: differing)
+    outcome = bnnpp("binarize", "digits_resnet", *QUICK, "--output", tmp_path / "run")
+    assert outcome.code == 0, outcome.err
+    assert "by up to 0.5, and 24 of 64 predictions differ: this is a fault of bnnpp" in outcome.err
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["agreement"] == differing.to_json() and (tmp_path / "run" / "model.safetensors").exists()
+    assert "a fault of bnnpp" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_a_bare_memory_error_is_one_message(bnnpp, tmp_path, monkeypatch):

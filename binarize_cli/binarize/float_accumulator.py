@@ -43,7 +43,7 @@ class FloatAccumulator(nn.Module):
     def linear(self, values: Tensor, weights: Tensor) -> Tensor:
         """Return the sums of [..., K] by [out, K]: [..., out]."""
         if self.rule is None:
-            return F.linear(values, weights)
+            return self._whole(F.linear(values, weights))
         y = self._in_tiles(self.rule, linear_in_tiles, values.flatten(0, -2), weights)
         return y.view(*values.shape[:-1], len(weights))
 
@@ -51,18 +51,21 @@ class FloatAccumulator(nn.Module):
         """Return the sums of [N, C, H, W] by [out, C / groups, kh, kw]: [N, out, H', W']."""
         if self.rule is None:
             y = F.conv2d(images, weights, None, window.stride, 0, window.dilation, window.groups)
-            # cuDNN may sum by Winograd's method or in TF32, which returns integers almost.
-            return y.round() if self.integers and y.is_cuda else y
+            return self._whole(y)
         geometry = window.stride, window.dilation, window.groups
         return self._in_tiles(self.rule, conv_in_tiles, images, weights, *geometry)
 
     def matmul(self, left: Tensor, right: Tensor) -> Tensor:
         """Return the sums of [..., L, K] by [..., M, K], row by row: [..., L, M]."""
         if self.rule is None:
-            return left @ right.mT
+            return self._whole(left @ right.mT)
         flat = left.flatten(0, -3), right.flatten(0, -3)
         y = self._in_tiles(self.rule, batched_matmul_in_tiles, *flat)
         return y.view(*left.shape[:-1], right.shape[-2])
+
+    def _whole(self, sums: Tensor) -> Tensor:
+        """Return sums of signs as integers: cuDNN's Winograd and FFT return almost that."""
+        return sums.round() if self.integers and sums.is_cuda else sums
 
     def _in_tiles(self, rule: AccumulatorRule, operator: Callable, *operands: Any) -> Tensor:
         """Return the operator's sums, and count. `operands`: two factors, then the geometry, if any.

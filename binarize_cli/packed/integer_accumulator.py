@@ -72,4 +72,4 @@ def int8_matmul(rows: Tensor, weights: Tensor) -> Tensor:
         return rows.int() * weights.mT.int()
     if rows.device.type == "cpu":
         return torch._int_mm(rows.contiguous(), weights.T)
-    return (rows.float() @ weights.float().mT).to(torch.int32)
+    return (rows.float() @ weights.float().mT).round().to(torch.int32)
