@@ -109,9 +109,10 @@ def score(
     opened = [read(file) for file in files]
 
     from binarize_cli.bench.scoring import speeds
-    from binarize_cli.device import find_device
+    from binarize_cli.device import find_device, keep_freed_memory
 
     where = find_device(device)
+    keep_freed_memory()
     rows = speeds(opened, batch_size, rounds, where)
     if into_report:
         from binarize_cli.report.speed import add_speed

@@ -48,7 +48,7 @@ def evaluate(
 
     from binarize_cli.data.decode import decode
     from binarize_cli.data.loaders import ScoreBatches
-    from binarize_cli.device import find_device, place
+    from binarize_cli.device import find_device, keep_freed_memory, place
     from binarize_cli.evaluation import measure, worst_confusions
     from binarize_cli.models.heads import LogitsOf
     from binarize_cli.models.load import Preprocessing
@@ -57,6 +57,7 @@ def evaluate(
     from binarize_cli.report.tables import worst_table
 
     where = find_device(device)
+    keep_freed_memory()
     net = place(rebuild(packed), where)
     if classes == "present":
         net = LogitsOf(net, [known.index(name) for name in images.classes])

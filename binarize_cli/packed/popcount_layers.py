@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from binarize_cli.binarize.activations import SignInput
 from binarize_cli.binarize.layers import BinaryConv2d, BinaryLinear
 from binarize_cli.console import say
 from binarize_cli.packed import kernels
-from binarize_cli.packed.bits import unpack
+from binarize_cli.packed.packed_weight import PackedWeight
+from binarize_cli.packed.popcount_weight import PopcountWeight
 
 FEWEST_CHANNELS = 32  # of a group: with fewer, most of a 64-bit word is padding
 
@@ -69,62 +71,92 @@ def _identity(tensor: Tensor | None) -> tuple | None:
     return tensor.data_ptr(), None if tensor.is_inference() else tensor._version
 
 
-def _suits(x: Tensor) -> bool:
-    """Return whether the kernels can read the tensor: they know nothing but addresses of float32 numbers."""
-    return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling()
+def suits(layer: Any, x: Tensor) -> bool:
+    """Return whether the kernels can read the tensor and the layer has what they read.
+
+    They know nothing but addresses of float32 numbers. An analysis may have given the layer other weights.
+    """
+    known = type(layer.source) is PopcountWeight and type(layer.input) is SignInput
+    return known and x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling()
 
 
 class PopcountLinear(BinaryLinear):
     """BinaryLinear on bits."""
 
-    source: Any  # a PackedWeight
+    source: Any  # a PopcountWeight
     input: Any  # a SignInput
     accumulator: Any  # an IntegerAccumulator
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+    def __init__(self, module: nn.Linear, source: PackedWeight, *parts: Any) -> None:
+        super().__init__(module, PopcountWeight(source, None), *parts)
         self._made = Made()
 
     def forward(self, x: Tensor) -> Tensor:  # [..., in] -> [..., out]
-        if not _suits(x) or x.shape[-1] != self.in_features:
+        if not suits(self, x) or x.shape[-1] != self.in_features:
             return super().forward(x)
         bias = None if torch.is_grad_enabled() else self.bias  # the kernels know no gradients
-        limits, product = self._made.of(tensors_of(self), (bias is None,), lambda: self._make(bias))
+        limits, product = self._kernel(bias)
         bits = kernels.pack_signs(x, limits)
         y = product(bits).contiguous().view(*x.shape[:-1], self.out_features)
         return y if self.bias is None or bias is not None else y + self.bias
 
+    def added_to(self, past: Tensor, x: Tensor) -> Tensor:
+        """Return past + the layer of x, in the pass over the sums: [..., out] and [..., in] -> [..., out]."""
+        limits, _ = self._kernel(self.bias)
+        return self.from_bits(kernels.pack_signs(x, limits), past)
+
+    def from_bits(self, bits: Tensor, past: Tensor) -> Tensor:
+        """Return past [..., out] + the layer of inputs that are packed: int64 [rows, words]."""
+        _, product = self._kernel(self.bias)
+        if not past.is_contiguous():  # torch's sum lies as the first one does; a mean over it rounds so
+            return past + product(bits).view(past.shape)
+        return product(bits, past.view(-1, self.out_features)).contiguous().view(past.shape)
+
+    def _kernel(self, bias: Tensor | None) -> tuple[kernels.Limits, kernels.PopcountLinear]:
+        return self._made.of(tensors_of(self), (bias is None,), lambda: self._make(bias))
+
     def _make(self, bias: Tensor | None) -> tuple[kernels.Limits, kernels.PopcountLinear]:
-        matrix = kernels.matrix_of_bytes(self.source.bits.numpy(), self.in_features)
         scale, limits, rule = scale_limits_rule(self, self.in_features)
-        return limits, kernels.PopcountLinear(matrix, scale, bias, rule)
+        return limits, kernels.PopcountLinear(self.source.matrix, scale, bias, rule)
 
 
 class PopcountConv2d(BinaryConv2d):
     """BinaryConv2d on bits."""
 
-    source: Any  # a PackedWeight
+    source: Any  # a PopcountWeight
     input: Any  # a SignInput
     accumulator: Any  # an IntegerAccumulator
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+    def __init__(
+        self, module: nn.Conv2d, source: PackedWeight, input: SignInput, accumulator: Any, pad_value: int = 0
+    ) -> None:
+        super().__init__(module, source, input, accumulator, pad_value)
+        self.source = PopcountWeight(source, self._window((0, 0, 0, 0)))
         self._made = Made()
 
     def forward(self, x: Tensor) -> Tensor:  # [N, in, H, W] -> [N, out, H', W']
-        if not _suits(x) or x.dim() != 4 or x.shape[1] != self.in_channels:
+        if not self.takes(x):
             return super().forward(x)
-        height, width = x.shape[2:]
+        bias = None if torch.is_grad_enabled() else self.bias  # the kernels know no gradients
         margins = self.margins(x)
-        window = self._window(margins)
-        if min(window.output_size(height, width)) < 1:
-            return super().forward(x)  # which raises what torch says of it
-        bias = None if torch.is_grad_enabled() else self.bias
-        more = (bias is None, margins)
-        limits, conv = self._made.of(tensors_of(self), more, lambda: self._make(window, bias))
-        y = conv(kernels.pack_image(x, limits, window), (height, width))
-        y = y.contiguous(memory_format=torch.channels_last)
+        tensors, more = tensors_of(self), (bias is None, margins)
+        limits, conv = self._made.of(tensors, more, lambda: self.kernel(margins, bias))
+        y = apply_conv(limits, conv, x).contiguous(memory_format=torch.channels_last)
         return y if self.bias is None or bias is not None else y + self.bias.view(-1, 1, 1)
+
+    def takes(self, x: Tensor) -> bool:
+        """Return whether the kernels compute the layer for these images; if not, torch says why not."""
+        if not suits(self, x) or x.dim() != 4 or x.shape[1] != self.in_channels:
+            return False
+        return min(self._window(self.margins(x)).output_size(*x.shape[2:])) >= 1
+
+    def kernel(
+        self, margins: tuple[int, int, int, int], bias: Tensor | None, after: kernels.Norm | None = None
+    ) -> tuple[kernels.Limits, kernels.PopcountConv]:
+        """Return the limits of the inputs' signs, and the convolution with what comes after it."""
+        scale, limits, rule = scale_limits_rule(self, self.in_channels)
+        window = self._window(margins)
+        return limits, kernels.PopcountConv(window, self.source.matrix, scale, bias, rule, after)
 
     def _window(self, margins: tuple[int, int, int, int]) -> kernels.Window:
         """The window, in whose order products are added: exact sums do not depend on it, int8 sums do."""
@@ -134,12 +166,17 @@ class PopcountConv2d(BinaryConv2d):
             self.in_channels, kernel, stride, dilation, self.groups, margins, self.pad_value, order
         )
 
-    def _make(
-        self, window: kernels.Window, bias: Tensor | None
-    ) -> tuple[kernels.Limits, kernels.PopcountConv]:
-        signs = unpack(self.source.bits.numpy(), self.source.shape)
-        scale, limits, rule = scale_limits_rule(self, self.in_channels)
-        return limits, kernels.PopcountConv(window, kernels.pack_kernels(signs, window), scale, bias, rule)
+
+def apply_conv(
+    limits: kernels.Limits,
+    conv: kernels.PopcountConv,
+    x: Tensor,
+    past: Tensor | None = None,
+    more: Tensor | None = None,
+) -> Tensor:
+    """Return the convolution of images [N, in, H, W], with what comes after it: [N, out, H', W']."""
+    height, width = x.shape[2:]
+    return conv(kernels.pack_image(x, limits, conv.window), (height, width), past, more)
 
 
 def _pair(numbers: tuple[int, ...]) -> tuple[int, int]:
@@ -152,7 +189,7 @@ POPCOUNT_LAYERS: dict[type[nn.Module], Any] = {BinaryLinear: PopcountLinear, Bin
 
 def tensors_of(layer: Any) -> list[Tensor | None]:
     """The tensors that a layer's kernels are made of."""
-    return [layer.source.bits, layer.source.scale, layer.input.threshold, layer.input.scale, layer.bias]
+    return [layer.source.blocks, layer.source.scale, layer.input.threshold, layer.input.scale, layer.bias]
 
 
 def scale_limits_rule(layer: Any, channels: int) -> tuple[Tensor, kernels.Limits, kernels.Int8 | None]:

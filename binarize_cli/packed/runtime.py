@@ -23,49 +23,13 @@ from binarize_cli.binarize.layers import BINARY_LAYERS, PAD_VALUES, is_candidate
 from binarize_cli.binarize.matmuls import BINARY_MATMULS, is_matmul
 from binarize_cli.errors import InputError, printable
 from binarize_cli.models.build import build, build_skeleton
-from binarize_cli.packed.bits import unpack
 from binarize_cli.packed.check import BITS, COUNTER, OWN, ROW_SCALE, SCALE, SIDES, faults_of_tensors
 from binarize_cli.packed.format import PackedFile
 from binarize_cli.packed.integer_accumulator import IntegerAccumulator
+from binarize_cli.packed.packed_weight import PackedWeight
 from binarize_cli.packed.schema import Document, Row
 
 FLOATS = ("float16", "float32", "int8")  # int8 with a scale a row
-
-
-class PackedWeight(nn.Module):
-    """Holds the bits; unpacks them to float32 when first asked, and keeps that for later."""
-
-    bits: Tensor
-    scale: Tensor
-
-    def __init__(self, bits: Tensor, scale: Tensor, shape: tuple[int, ...]):
-        super().__init__()
-        # Not in the state dict: that holds what the file stores under the library's own names.
-        self.register_buffer("bits", bits, persistent=False)  # uint8 [out, ceil(K / 8)]
-        self.register_buffer("scale", scale, persistent=False)  # [out]
-        self.shape = shape
-        self._kept: dict[str, Tensor] = {}
-
-    def signs_and_scale(self) -> tuple[Tensor, Tensor]:
-        """The signs in float32, shaped as the weights, and the scale [out]."""
-        return self._keep("signs", self._signs), self.scale
-
-    def forward(self) -> Tensor:  # [out, ...]
-        return self._keep("weights", self._weights)
-
-    def _keep(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
-        if name not in self._kept or self._kept[name].device != self.scale.device:
-            self._kept[name] = compute()
-        return self._kept[name]
-
-    def _signs(self) -> Tensor:
-        return torch.from_numpy(unpack(self.bits.cpu().numpy(), self.shape)).to(self.scale)
-
-    def _weights(self) -> Tensor:
-        dense = self._signs() * self.scale.view(-1, *[1] * (len(self.shape) - 1))
-        # The layout of all other convolutions: with another one the last bit of a sum may differ.
-        # (`contiguous` leaves the strides of a single input channel as they are; `to` does not.)
-        return dense.to(memory_format=torch.channels_last) if dense.dim() == 4 else dense
 
 
 def rebuild(file: PackedFile) -> nn.Module:
@@ -101,7 +65,12 @@ def rebuild_into(net: nn.Module, file: PackedFile) -> nn.Module:
         state = net.state_dict()  # with the versions of its modules, which some need to load anything
         state.update(rest)
         net.load_state_dict(state, strict=False)  # `_faults` was strict; copies float16 into float32
-    return net.eval()
+    net.eval()
+    if not document.inputs:
+        return net
+    from binarize_cli.packed.fused import fuse  # numba
+
+    return fuse(net)
 
 
 def load_packed_into(net: nn.Module, file: PackedFile) -> nn.Module:

@@ -12,12 +12,12 @@ from binarize_cli.packed.kernels.attention import (
     transposed_bits,
 )
 from binarize_cli.packed.kernels.compiled import when_compiling
-from binarize_cli.packed.kernels.conv import PopcountConv, pack_kernels
+from binarize_cli.packed.kernels.conv import PopcountConv, pack_kernels, unpack_kernels
 from binarize_cli.packed.kernels.cpu import arithmetic
 from binarize_cli.packed.kernels.geometry import Window
 from binarize_cli.packed.kernels.int8 import Int8Linear, expand_signs, quantize
 from binarize_cli.packed.kernels.linear import PopcountLinear
-from binarize_cli.packed.kernels.matrix import Norm, PackedMatrix, matrix_of_bytes, pack_matrix
+from binarize_cli.packed.kernels.matrix import Norm, PackedMatrix, matrix_of_bytes, pack_matrix, signs_of
 from binarize_cli.packed.kernels.norm import pack_layer_norm
 from binarize_cli.packed.kernels.pack import Limits, pack_heads, pack_image, pack_signs
 
@@ -44,6 +44,8 @@ __all__ = [
     "popcount_pairs",
     "quantize",
     "sign_sums",
+    "signs_of",
     "transposed_bits",
+    "unpack_kernels",
     "when_compiling",
 ]

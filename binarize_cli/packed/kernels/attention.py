@@ -178,7 +178,7 @@ def _pairs(left, rows, columns, accumulator, tables, out, first, last):
             (blocks + 8 * i * outputs * words, words, outputs),
             (0, counts, 0),
             accumulator,
-            (out + 4 * i * rows * outputs, places, outputs, channels + 8 * i * outputs, 0, 0),
+            (out + 4 * i * rows * outputs, places, outputs, channels + 8 * i * outputs, 0, 0, 0, 0),
             0,
             rows,
         )
@@ -202,7 +202,7 @@ def _attend(queries, keys, values, accumulators, tables, softmax, results, first
             (keys[0] + 8 * i * keys[4] * keys[3], keys[3], keys[4]),
             (0, keys[2], 0),
             accumulators[0],
-            (scores_at, tables[1], keys[4], keys[1] + 8 * i * keys[4], 0, 0),
+            (scores_at, tables[1], keys[4], keys[1] + 8 * i * keys[4], 0, 0, 0, 0),
             0,
             rows,
         )
@@ -214,7 +214,7 @@ def _attend(queries, keys, values, accumulators, tables, softmax, results, first
             (values[0] + 8 * i * values[4] * v_words, v_words, values[4]),
             (0, values[2], 0),
             accumulators[1],
-            (place, tables[4], width, values[1] + 8 * i * values[4], 0, 0),
+            (place, tables[4], width, values[1] + 8 * i * values[4], 0, 0, 0, 0),
             0,
             rows,
         )

@@ -12,42 +12,53 @@ from torch import Tensor
 from binarize_cli.packed.kernels.accumulator import Int8, count_table, factor, kernel_numbers
 from binarize_cli.packed.kernels.compiled import kernel, specialised
 from binarize_cli.packed.kernels.geometry import Plan, Window, plan
-from binarize_cli.packed.kernels.matrix import Norm, PackedMatrix, channel_table, fill_outputs, pack_matrix
+from binarize_cli.packed.kernels.matrix import (
+    Norm,
+    PackedMatrix,
+    channel_table,
+    fill_outputs,
+    pack_matrix,
+    padded,
+    signs_of,
+)
 from binarize_cli.packed.kernels.products import products
 from binarize_cli.packed.kernels.threads import in_parts
 from binarize_cli.packed.kernels.vectors import ROWS
 
 
 class PopcountConv:
-    """A convolution of packed images: sums * scale + bias, then `after` (BatchNorm, shortcut, RPReLU)."""
+    """A convolution of packed images: sums * scale + bias, then `after` (BatchNorm, shortcuts, RPReLU)."""
 
     def __init__(
         self,
         window: Window,
-        matrices: list[PackedMatrix],  # one a group
+        matrix: PackedMatrix,
         scale: Tensor,  # [out]: alpha * beta
         bias: Tensor | None = None,  # [out]
         rule: Int8 | None = None,
         after: Norm | None = None,
     ):
-        self.window, self.rule, self.has_past = window, rule, after is not None and after.gain is not None
-        self.each, self.padded = matrices[0].outputs, matrices[0].padded
-        self.blocks = torch.stack([matrix.blocks for matrix in matrices])
+        self.window, self.rule, self.ending = window, rule, "block" if after else "plain"
+        self.each, self.padded, self.blocks = matrix.outputs, matrix.padded, matrix.blocks
         table = channel_table(self.each * window.groups, scale.float() * factor(rule), bias, after)
         self.channels = torch.stack([_of_group(table, g, self.each) for g in range(window.groups)])
         self._counts: dict[tuple[int, int], Tensor] = {}
 
-    def __call__(self, bits: Tensor, size: tuple[int, int], past: Tensor | None = None) -> Tensor:
-        """Take int64 [N, padded H, padded W, words] of images of that size, and float32 [N, out, H', W'].
+    def __call__(
+        self, bits: Tensor, size: tuple[int, int], past: Tensor | None = None, more: Tensor | None = None
+    ) -> Tensor:
+        """Take int64 [N, padded H, padded W, words] of images of that size.
 
-        Returns float32 [N, out, H', W'], channels last in memory.
+        `past` and `more`, which `after` adds, and the result are float32 [N, out, H', W'], the result with
+        channels last in memory.
         """
         p, groups = plan(self.window, *size), self.window.groups
         count, pixels = len(bits), p.output[0] * p.output[1]
         width = self.each * (groups - 1) + self.padded  # what a last group's last vector writes has room
         out = torch.empty(count, *p.output, width)
-        old = fill_outputs(past.permute(0, 2, 3, 1), width) if self.has_past else out.new_zeros(self.padded)
-        compute = convolution(tiled=self.rule is not None)
+        old, old_width = _addend(past, width)
+        new, new_width = _addend(more, width)
+        compute = convolution(self.rule is not None, self.ending)
         counts = self._counts_of(p, size)
         image = (
             bits.numpy().view(np.uint64).reshape(count, p.padded[0] * p.padded[1] * self.window.pixel_words),
@@ -63,8 +74,11 @@ class PopcountConv:
             out.data_ptr(),
             width,
             self.channels.data_ptr(),
+            self.channels[0].nbytes,
             old.data_ptr(),
-            width if self.has_past else 0,
+            old_width,
+            new.data_ptr(),
+            new_width,
         )
         arguments = (*image, lines, rows, group, weights, kinds, kernel_numbers(self.rule), results)
         work = count * pixels * width * self.window.length
@@ -80,25 +94,34 @@ class PopcountConv:
         return self._counts[size]
 
 
-def pack_kernels(signs: np.ndarray, window: Window) -> list[PackedMatrix]:
-    """Pack +-1 [out, channels / groups, kh, kw] in the order of the window, a matrix a group."""
-    rows = window.taps_in_order(np.moveaxis(signs, 1, -1))
-    return [pack_matrix(part) for part in np.split(rows, window.groups)]
+def pack_kernels(signs: np.ndarray, window: Window) -> PackedMatrix:
+    """Pack +-1 [out, channels / groups, kh, kw] in the order of the window."""
+    return pack_matrix(window.taps_in_order(np.moveaxis(signs, 1, -1)), window.groups)
+
+
+def unpack_kernels(matrix: PackedMatrix, window: Window) -> np.ndarray:
+    """Return +-1, int8 [out, channels / groups, kh, kw]: `pack_kernels` undone."""
+    return np.moveaxis(window.by_tap(signs_of(matrix)), -1, 1)
 
 
 def _of_group(table: Tensor, group: int, each: int) -> Tensor:
-    """[8, outputs padded] -> [8, outputs of a group padded]."""
-    return fill_outputs(table[:, group * each : (group + 1) * each], -(-each // 8) * 8)
+    """[rows, outputs padded] -> [rows, outputs of a group padded]."""
+    return fill_outputs(table[:, group * each : (group + 1) * each], padded(each))
+
+
+def _addend(x: Tensor | None, width: int) -> tuple[Tensor, int]:
+    """Return x [N, out, H', W'] as [N, H', W', width], and the width; without x, a row of zeros and 0."""
+    return (torch.zeros(width), 0) if x is None else (fill_outputs(x.permute(0, 2, 3, 1), width), width)
 
 
 rows_by_weights = None  # each kernel that is `specialised` has its own
 
 
 @cache
-def convolution(tiled: bool) -> Callable:
+def convolution(tiled: bool, ending: str) -> Callable:
     """Return the kernel that convolves images, with an int8 accumulator if tiled."""
-    rows_by_weights = products(masked=True, tiled=tiled, ending="block")
-    return specialised(_convolve, f"convolve{'_tiled' * tiled}", rows_by_weights=rows_by_weights)
+    rows_by_weights = products(masked=True, tiled=tiled, ending=ending)
+    return specialised(_convolve, f"convolve_{ending}{'_tiled' * tiled}", rows_by_weights=rows_by_weights)
 
 
 def _convolve(
@@ -111,7 +134,7 @@ def _convolve(
     weights,  # (blocks, words of a window, outputs with padding)
     kinds,  # (masks, counts, classes)
     accumulator,
-    results,  # (out, width, channels, past, past_width)
+    results,  # (out, width, channels, bytes of a group's, past, past_width, more, more_width)
     first_image,
     last_image,
     first,
@@ -136,9 +159,11 @@ def _convolve(
                 results[0] + image * results[1] + column,
                 rows[2],
                 results[1],
-                results[2] + 4 * g * 8 * outputs,
-                results[3] + image * results[4] + (column if results[4] else 0),
-                results[4],
+                results[2] + g * results[3],
+                results[4] + image * results[5] + (column if results[5] else 0),
+                results[5],
+                results[6] + image * results[7] + (column if results[7] else 0),
+                results[7],
             )
             rows_by_weights(where, w, kinds, accumulator, to, first, last)
 

@@ -74,6 +74,13 @@ class Window:
         moved = by_tap if self.order == "pixel" else np.moveaxis(by_tap, -1, -3)
         return moved.reshape(*by_tap.shape[:-3], -1)
 
+    def by_tap(self, products: np.ndarray) -> np.ndarray:
+        """[..., products] -> [..., rows, columns, channels]: `taps_in_order` undone."""
+        before = products.shape[:-1]
+        if self.order == "pixel":
+            return products.reshape(*before, *self.kernel, self.depth)
+        return np.moveaxis(products.reshape(*before, self.depth, *self.kernel), -3, -1)
+
 
 @dataclass(frozen=True)
 class Plan:

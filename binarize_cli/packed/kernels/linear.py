@@ -46,13 +46,14 @@ class PopcountLinear:
             width = m.padded
         past = out if past is None else fill_outputs(past, m.padded)
         starts, places, steps = row_tables(rows, m.words)
+        addends = past.data_ptr(), m.padded, 0, 0
         compute = products(masked=False, tiled=self.rule is not None, ending=ending)
         arguments = (
             (bits.data_ptr(), starts.data_ptr(), steps.data_ptr()),
             (m.blocks.data_ptr(), m.words, m.padded),
             (0, self.counts.data_ptr(), 0),
             kernel_numbers(self.rule),
-            (out.data_ptr(), places.data_ptr(), width, self.channels.data_ptr(), past.data_ptr(), m.padded),
+            (out.data_ptr(), places.data_ptr(), width, self.channels.data_ptr(), *addends),
         )
         work = rows * m.padded * m.length
         in_parts(lambda first, last: compute(*arguments, first, last), rows, work, ROWS)

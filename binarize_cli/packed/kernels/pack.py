@@ -44,11 +44,11 @@ class Limits:
 
 
 def sign_table(outputs: int, scale: Tensor, bias: Tensor | None, limits: Limits) -> Tensor:
-    """Return float32 [8, outputs padded] of scale, bias, high and low; padding becomes bits 0."""
+    """Return float32 [4, outputs padded] of scale, bias, high and low; padding becomes bits 0."""
     table = channel_table(outputs, scale, bias)
-    table[2], table[3] = math.inf, math.nan
-    table[2, :outputs], table[3, :outputs] = limits.high, limits.low
-    return table
+    ends = torch.tensor([math.inf, math.nan]).unsqueeze(1).repeat(1, table.shape[1])
+    ends[0, :outputs], ends[1, :outputs] = limits.high, limits.low
+    return torch.cat([table, ends])
 
 
 def pack_signs(x: Tensor, limits: Limits) -> Tensor:

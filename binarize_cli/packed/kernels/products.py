@@ -29,23 +29,24 @@ def _rows_by_weights(rows, weights, kinds, accumulator, results, first, last):
 
     rows: (words, starts, steps); weights: (blocks, words of a row, outputs with padding);
     kinds: (masks, counts, classes); accumulator: (shift, low, high, lost); results: (out, places, width,
-    channels, past, past_width), width in bytes for signs, else in numbers. `starts`, `places` and `classes`
-    have an entry a row, and go on to a multiple of 4.
+    channels, past, past_width, more, more_width), width in bytes for signs, else in numbers. `starts`,
+    `places` and `classes` have an entry a row, and go on to a multiple of 4.
     """
     words, starts, steps = rows
     blocks, length, outputs = weights
     masks, counts, classes = kinds
-    out, places, width, channels, past, past_width = results
+    out, places, width, channels, past, past_width, more, more_width = results
     line = 4 * outputs  # bytes between the rows of the table of channels
     at = 0
     while at < outputs:
         w, c = blocks + 8 * length * at, channels + 4 * at
-        before = (c, c + line, c + 2 * line, c + 3 * line, c + 4 * line)
-        after = (past + 4 * at, past_width, c + 5 * line, c + 6 * line, c + 7 * line)
+        tables = (c, c + line, c + 2 * line, c + 3 * line, c + 4 * line)
+        activation = (c + 5 * line, c + 6 * line, c + 7 * line)
+        addends = (past + 4 * at, past_width, more + 4 * at, more_width)
         left = outputs - at
         for r in range(first, last, ROWS):
             operands = (words, starts + 8 * r, steps, length, w, masks, counts, classes + 8 * r)
-            to = (out + at * OUTPUT_BITS // 8, places + 8 * r, width, *before, *after)
+            to = (out + at * OUTPUT_BITS // 8, places + 8 * r, width, *tables, *activation, *addends)
             if left >= 32:
                 block_of_32(operands, accumulator, to)
             elif left >= 16:

@@ -81,13 +81,14 @@ def block_sums(vectors: int, masked: bool, tiled: bool, ending: str):
     - words, starts: a row is at words[starts[r]:]; steps, length: and its j-th word at steps[j] behind that;
       weights [length, 8 x vectors]; masks, counts, classes: row r has masks[classes[r] + j], counts likewise.
     - shift, low, high, lost: those of the accumulator; the last sum loses `lost` bits at its top.
-    - out, places, width: row r goes to out[places[r] * width:]; then channels and past: see below.
+    - out, places, width: row r goes to out[places[r] * width:]; then eight rows of channels, past and more,
+      each with its width: see below.
 
     Plain, the sum is counts[0] - 2 (differing bits). With `masked`, bits outside the row's mask do not count.
     With `tiled`, a word is a tile, and acc = clamp(acc + ((count - 2 differing) >> shift), low, high).
 
     The `ending` says what becomes of y = sum * scale + bias. "plain": it is stored. "add": y + past is.
-    "block": rprelu(y * norm_scale + norm_shift + gain * past) is. "signs": the bit y >= high or y <= low is.
+    "block": rprelu(y * norm_scale + norm_shift + gain * past + more) is. "signs": y >= high or y <= low.
     """
 
     @intrinsic
@@ -160,19 +161,23 @@ def _finish(builder, sums: list, results, ending: str) -> None:
                 y = _bits(builder, y, channels(rest[0]), channels(rest[1]), LANES)
                 at = _at(builder, builder.add(out, builder.mul(place, width)), v, 1)
             else:
+                past, past_width, more, more_width = rest[6:]
                 if ending in ("add", "block"):
-                    past, past_width = rest[3:5]
                     old = channels(_at(builder, past, builder.mul(place, past_width), 4))
-                    y = builder.fadd(y, old) if ending == "add" else _block(builder, y, old, rest, channels)
+                if ending == "add":
+                    y = builder.fadd(y, old)
+                if ending == "block":
+                    new = channels(_at(builder, more, builder.mul(place, more_width), 4))
+                    y = _block(builder, y, old, new, rest[:6], channels)
                 at = _at(builder, _at(builder, out, builder.mul(place, width), 4), v, 4 * LANES)
             builder.store(y, builder.inttoptr(at, ir.PointerType(y.type)), align=1)
 
 
-def _block(builder, y, old, rest, channels):
-    """Emit BatchNorm, shortcut and RPReLU, each rounded as torch rounds it."""
-    norm_scale, norm_shift, gain, _, _, move_in, slope, move_out = rest
+def _block(builder, y, old, new, tables, channels):
+    """Emit BatchNorm, shortcuts and RPReLU, each rounded as torch rounds it."""
+    norm_scale, norm_shift, gain, move_in, slope, move_out = tables
     y = _call(builder, "fma", _FLOATS, y, channels(norm_scale), channels(norm_shift))
-    y = builder.fadd(y, builder.fmul(channels(gain), old))
+    y = builder.fadd(builder.fadd(y, builder.fmul(channels(gain), old)), new)
     y = builder.fsub(y, channels(move_in))
     positive = builder.fcmp_ordered(">", y, ir.Constant(_FLOATS, [0.0] * LANES))
     y = builder.select(positive, y, builder.fmul(y, channels(slope)))
