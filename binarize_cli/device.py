@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import socket
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,6 +39,8 @@ def find_device(text: str) -> torch.device:
     if int(index or 0) >= count:
         found = f"{count} {name.upper()} device{'s' * (count > 1)}" if count else "no CUDA device"
         raise InputError(f"'{text}' is not here: {found} found", where="--device", hint="Use --device auto.")
+    if index and name == "cuda":
+        torch.cuda.set_device(int(index))  # whatever names no device (streams, Triton) means this one
     return torch.device(text)
 
 
@@ -47,11 +51,27 @@ def _of_this_rank(text: str) -> torch.device:
         )
     count, number = torch.cuda.device_count(), ranks.rank_info().local_rank
     index = number if count != 1 else 0  # SLURM may show each task its own GPU alone
-    if index >= count:
+    own = _identity(index) if index < count else None
+    everyones = ranks.exchange(own)  # before anything is raised: all ranks must come here
+    if own is None:
         what = f"local rank {number} has no GPU: {count} found on its node"
         raise InputError(what, where="--device", hint="Start a rank for each GPU, or use --device cpu.")
+    sharing = [rank for rank, other in enumerate(everyones) if other == own]
+    if len(sharing) > 1:
+        what = f"ranks {', '.join(map(str, sharing))} have the same GPU on {own[0]}"
+        hint = (
+            "Give each of SLURM's tasks a GPU of its own (--gpus-per-task=1), or start no more of them than "
+            "there are GPUs (--ntasks-per-node; with torchrun --nproc-per-node)."
+        )
+        raise InputError(what, where="--device", hint=hint)
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
+
+
+def _identity(index: int) -> tuple[str, str]:
+    """Return what tells this GPU from every other: its node's name and its own number there."""
+    facts = torch.cuda.get_device_properties(index)
+    return socket.gethostname(), str(getattr(facts, "uuid", index))
 
 
 def place(net: nn.Module, device: torch.device) -> nn.Module:
@@ -75,6 +95,16 @@ def compiled(net: nn.Module) -> Callable[..., Tensor]:
     warnings.filterwarnings("ignore", message=".*lru_cache")  # of a function's signature: that never changes
     torch._dynamo.reset()  # of several stages and runs in one process each may recompile as often as one
     return torch.compile(net)
+
+
+def make_deterministic() -> None:
+    """Let PyTorch take kernels that give the same bits every time, and warn of those that it has no such of.
+
+    They are slower. To be called before the first product on CUDA: cuBLAS reads its variable then.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
 
 
 def allow_tf32(amp: str, device: torch.device) -> None:

@@ -35,6 +35,7 @@ class Job:
     resume: Resume = "never"
     save_minutes: float = 10.0
     compile: bool = False
+    deterministic: bool = False
     overwrite: bool = False
     skip_unreadable: bool = False
     show_images: bool = False

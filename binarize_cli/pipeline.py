@@ -165,7 +165,8 @@ def choose_teacher(run: Run) -> None:
             f"teacher {run.teacher_model.name} ({run.teacher_model.weights}), top-1 {run.score(net).top1:.2f}"
         )
     if teaches and net:
-        run.teacher = Teacher(net, logit_cache(run, net))
+        compile = run.job.compile and not distill.blocks  # whose outputs hooks look at
+        run.teacher = Teacher(net, logit_cache(run, net), compile)
 
 
 def logit_cache(run: Run, teacher: torch.nn.Module) -> LogitCache | None:

@@ -219,7 +219,7 @@ def raise_on_all_ranks() -> Iterator[None]:
         fault = error
     if world() == 1:
         return
-    for number, other in enumerate(_exchange(fault)):
+    for number, other in enumerate(exchange(fault)):
         if other:
             if number:
                 other.where = f"rank {number}: {other.where}" if other.where else f"rank {number}"
@@ -230,10 +230,10 @@ def raise_on_all_ranks() -> Iterator[None]:
 def barrier() -> None:
     """Wait until all ranks are here."""
     if world() > 1:
-        _exchange(None)
+        exchange(None)
 
 
-def _exchange(value: Any) -> list[Any]:
+def exchange(value: Any) -> list[Any]:
     """Return everyone's value, by rank."""
     key = _key()
     _store.set(f"{key}/{rank()}", pickle.dumps(value))

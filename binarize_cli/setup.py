@@ -18,7 +18,7 @@ from binarize_cli.data.batches import RunBatches, open_batches
 from binarize_cli.data.datasets import open_dataset
 from binarize_cli.data.images import ImageDataset
 from binarize_cli.data.loaders import ScoreBatches, resolve_augment
-from binarize_cli.device import allow_tf32, find_device, place
+from binarize_cli.device import allow_tf32, find_device, make_deterministic, place
 from binarize_cli.errors import InputError
 from binarize_cli.evaluation import Measurement, measure
 from binarize_cli.files import Choice, RunFolder, check_space
@@ -96,6 +96,8 @@ class Run:
 
 def set_up(job: Job, choice: Choice, stop: StopRequest) -> Run:
     """Return the run that a job asks for. Raises InputError for all that can be wrong with it."""
+    if job.deterministic:
+        make_deterministic()
     device = find_device(job.device)
     allow_tf32(job.recipe.train.amp, device)
     torch.manual_seed(job.recipe.train.seed)  # of random weights and of a new head

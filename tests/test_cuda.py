@@ -207,6 +207,84 @@ def test_a_step_that_the_scaler_skips_maps_no_latents_and_leaves_the_average(mak
     assert all(torch.equal(average[name], t) for name, t in step.ema.module.state_dict().items())
 
 
+def test_the_named_device_is_the_present_one(monkeypatch):
+    from binarize_cli.device import find_device
+
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert find_device("cuda:1") == torch.device("cuda", 1) and chosen == [1]
+
+
+def test_batches_cross_to_the_device_as_bytes_and_are_normalised_there(tiny):
+    from binarize_cli.data.datasets import open_dataset
+    from binarize_cli.data.loaders import Batches, ScoreBatches, train_transform
+    from binarize_cli.models.load import load
+    from binarize_cli.models.names import resolve
+    from binarize_cli.recipe import Augment
+
+    dataset = open_dataset(None, tiny)
+    rule = load(resolve("digits_vit"), pretrained=False).preprocessing
+    transform = train_transform(rule, Augment(), dataset)
+
+    def batches(device):
+        made = Batches(dataset.train, transform, batch_size=4, seed=1, device=device)
+        return [*made.epoch(0), *ScoreBatches(dataset.val, rule, 4, device=device)]
+
+    expected, crossed = batches(torch.device("cpu")), []
+    with pretended_cuda() as gpu:
+        whole = gpu._run
+        gpu._run = lambda func, args, *more: (
+            crossed.append(args[0].dtype) if func is torch.ops.aten._to_copy.default else None,
+            whole(func, args, *more),
+        )[1]
+        found = [(images.cpu(), targets.cpu()) for images, targets in batches(CUDA)]
+    assert torch.uint8 in crossed
+    for (images, targets), (others, wanted) in zip(found, expected, strict=True):
+        assert torch.equal(images, others) and torch.equal(targets, wanted)
+
+
+def test_batchnorm_is_estimated_anew_without_a_wait_in_a_batch():
+    from binarize_cli.binarize.batchnorm import reestimate
+
+    with pretended_cuda() as gpu:
+        net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4)).to("cuda")
+        batches = [(torch.randn(5, 3, device="cuda"), None) for _ in range(6)]
+        gpu.forget()
+        reestimate(net, batches, CUDA)
+    assert not gpu.waits, gpu.waits
+    assert net[1].momentum == 0.1
+
+
+def test_rprelu_is_computed_in_float32_whatever_autocast_says():
+    from binarize_cli.binarize.blocks import RPReLU
+
+    layer, x = RPReLU(3), torch.randn(2, 3, 4, 4) - 1
+    torch.nn.init.constant_(layer.slope, 0.1234567)
+    expected = layer(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(layer(x), expected)
+
+
+def test_deterministic_kernels_are_a_flag(bnnpp, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda on, warn_only: asked.append(warn_only))
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    done = bnnpp("binarize", "digits_vit", "--epochs", 0, "--deterministic", "-o", tmp_path / "run")
+    assert done.code == 0 and asked == [True]
+
+
+def test_a_compiled_teacher_teaches_the_same(monkeypatch):
+    from binarize_cli.training.teacher import Teacher
+
+    whole = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda net: whole(net, backend="eager"))
+    net, images = torch.nn.Linear(3, 4), torch.randn(5, 3)
+    teacher = Teacher(net, compile=True)
+    assert teacher.forward is not net
+    torch.testing.assert_close(teacher(images, 0), net(images))
+
+
 # --- launches ----------------------------------------------------------------------------------------------
 
 

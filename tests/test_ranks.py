@@ -103,6 +103,8 @@ def test_each_rank_has_the_gpu_of_its_number_on_the_node(monkeypatch):
     monkeypatch.setattr(ranks, "rank_info", lambda: RankInfo(5, 8, 1))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
+    monkeypatch.setattr("binarize_cli.device._identity", lambda index: ("n1", f"GPU-{index}"))
+    monkeypatch.setattr(ranks, "exchange", lambda own: [("n0", own and own[1]), own])
     for count, index in ((4, 1), (2, 1), (1, 0)):
         monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
         assert find_device("auto") == find_device("cuda") == torch.device("cuda", index)
@@ -112,7 +114,27 @@ def test_each_rank_has_the_gpu_of_its_number_on_the_node(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(InputError, match="local rank 3 has no GPU: 2 found"):
         find_device("auto")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # SLURM shows all tasks the same one
+    monkeypatch.setattr(ranks, "exchange", lambda own: [own, ("n0", "GPU-0"), own])
+    with pytest.raises(InputError, match=r"ranks 0, 2 have the same GPU on n1") as caught:
+        find_device("auto")
+    assert "--gpus-per-task=1" in caught.value.hint
     assert find_device("cpu") == CPU
+
+
+def test_ddp_sends_no_buffers_and_keeps_no_second_gradient(monkeypatch):
+    from binarize_cli.training import parallel
+
+    asked = {}
+
+    def wrap(net, **flags):
+        asked.update(flags)
+        return net
+
+    monkeypatch.setattr(parallel, "DistributedDataParallel", wrap)
+    monkeypatch.setattr(ranks, "world", lambda: 2)
+    parallel.DataParallel(torch.nn.Linear(2, 2))
+    assert asked == {"broadcast_buffers": False, "gradient_as_bucket_view": True}
 
 
 # --- batches shared out ----------------------------------------------------------------------------------

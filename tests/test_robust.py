@@ -242,6 +242,21 @@ def test_a_file_that_computes_something_else_is_kept_and_told_of(bnnpp, tmp_path
     assert "a fault of bnnpp" in (tmp_path / "run" / "report.html").read_text()
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA out of memory. Tried to allocate 2.00 GiB.",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    ],
+)
+def test_memory_that_a_library_of_cuda_does_not_get_is_out_of_memory(text):
+    from binarize_cli.cli import _is_out_of_memory
+
+    assert _is_out_of_memory(RuntimeError(text))
+
+
 def test_a_bare_memory_error_is_one_message(bnnpp, tmp_path, monkeypatch):
     def fail(run):
         raise MemoryError

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, count
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, cast
@@ -123,6 +124,27 @@ class Setting:
             workers=choose_workers(self.job.workers, self.dataset),
             device=self.device,
         )
+
+
+@dataclass(frozen=True)
+class Loading:
+    """What the loader gives when nothing else is done."""
+
+    images_per_second: float
+    workers: int
+
+
+def measure_loading(job: Job, seconds: float = 2.0) -> Loading:
+    """Return the speed at which batches come, decoded and augmented, on the job's device."""
+    batches = Setting(job)._batches()
+    stream = chain.from_iterable(batches.epoch(number) for number in count())
+    next(stream)  # waits for the workers to start
+    started, seen = time.perf_counter(), 0
+    for images, _ in stream:
+        seen += len(images)
+        if time.perf_counter() - started >= seconds:
+            break
+    return Loading(seen / (time.perf_counter() - started), batches.workers)
 
 
 def _never_scored(net: torch.nn.Module) -> Measurement:

@@ -33,11 +33,12 @@ def reestimate(net: nn.Module, batches: Iterable[tuple[Tensor, Any]], device: to
     net.eval()
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # a plain average over the batches
         norm.train()
     seen = 0
-    for inputs, _ in batches:
-        net(inputs.to(device))
+    for number, (inputs, _) in enumerate(batches, start=1):
+        for norm in norms:
+            norm.momentum = 1 / number  # a plain average; for None each would ask the device for the number
+        net(inputs.to(device, non_blocking=True))
         seen += len(inputs) * ranks.world()
         if seen >= ENOUGH_IMAGES:
             break

@@ -51,7 +51,8 @@ class _RPReLU(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, move_in: Tensor, slope: Tensor, move_out: Tensor) -> Tensor:
         moved = x - move_in.view(-1, 1, 1)
         ctx.save_for_backward(moved, slope)
-        return F.prelu(moved, slope) + move_out.view(-1, 1, 1)
+        with torch.autocast(x.device.type, enabled=False):  # float32: a slope is a small number
+            return F.prelu(moved, slope) + move_out.view(-1, 1, 1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:

@@ -77,7 +77,8 @@ OUT_OF_MEMORY = (
     "not enough memory",
     "can't allocate memory",
     "defaultcpuallocator",
-    "status_alloc_failed",
+    "status_alloc_failed",  # cuBLAS and cuDNN
+    "allocation_failed",  # cuDNN 9: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED
 )
 
 

@@ -65,7 +65,7 @@ def train(
 
     name = names.resolve(model)
 
-    from binarize_cli.bench.training import measure_training
+    from binarize_cli.bench.training import measure_loading, measure_training
     from binarize_cli.job import Job
 
     job = Job(
@@ -80,13 +80,19 @@ def train(
         cache_gb=cache_gb,
         compile=compile,
     )
-    costs = measure_training(job, kinds, steps)
+    costs, loader = measure_training(job, kinds, steps), measure_loading(job)
     if as_json:
         facts = {"model": name.name, "method": chosen.method, "device": device, "steps": steps}
         ratios = {kind: _ratios(costs["float"], costs[kind]) for kind in kinds}
-        result(json.dumps(facts | {kind: vars(cost) for kind, cost in costs.items()} | {"ratios": ratios}))
+        facts |= {kind: vars(cost) for kind, cost in costs.items()}
+        result(json.dumps(facts | {"ratios": ratios, "loader": vars(loader)}))
     else:
         stdout().print(_costs_table(costs))
+        images = 1000 * chosen.train.batch_size / costs["float"].step
+        stdout().print(
+            f"the loader alone: {loader.images_per_second:,.0f} images/s with {loader.workers} workers "
+            f"(--workers); a float step takes {images:,.0f}"
+        )
 
 
 @app.command()

@@ -121,6 +121,9 @@ SaveMinutes = Annotated[
     float, run("--save-minutes", help="Save the state that often within an epoch. Default: 10.", min=0)
 ]
 Compile = Annotated[bool, run("--compile", help="Train through torch.compile.")]
+Deterministic = Annotated[
+    bool, run("--deterministic", help="On CUDA, only kernels that give the same bits every time; slower.")
+]
 ShowImages = Annotated[
     bool,
     run("--show-images", help="Put images whose answer changed into the report, if their licence allows."),

@@ -150,6 +150,8 @@ class _Normalize:
         self.std = torch.tensor(preprocessing.std).view(-1, 1, 1)
 
     def __call__(self, pixels: Tensor) -> Tensor:
+        if self.mean.device != pixels.device:
+            self.mean, self.std = self.mean.to(pixels.device), self.std.to(pixels.device)
         return pixels.float().div_(255).sub_(self.mean).div_(self.std)
 
 
@@ -294,13 +296,14 @@ class _Decoded(Dataset):
 
     def __init__(self, split: Split, transform: Transform, seeds: Sequence[int] | None = None):
         self.split, self.transform, self.seeds = split, transform, seeds
+        self.as_bytes = False  # whether batches are uint8, and normalised by whoever gets them
 
     def __getitem__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor] | UnreadableImage:
         """An unreadable image is returned: raised in a worker it would arrive as a traceback in a string."""
         try:
             with _private_randomness():
                 pixels = torch.stack([self._pixels(index) for index in indices])
-                images = self.transform.batch(pixels)
+                images = pixels if self.as_bytes else self.transform.batch(pixels)
                 self._erase(images, indices)
         except UnreadableImage as error:
             return error
@@ -343,6 +346,9 @@ def _private_randomness() -> Iterator[None]:
 def _load(
     images: _Decoded, batches: list[list[int]], workers: int, device: torch.device | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
+    on_cuda = device is not None and device.type == "cuda"
+    # A quarter of the bytes to pin and to copy, and less for the workers to do; noise is erased into floats.
+    images.as_bytes = on_cuda and images.transform.erase is None
     loader = DataLoader(
         images,
         sampler=batches,
@@ -350,13 +356,17 @@ def _load(
         num_workers=workers,
         collate_fn=_as_it_is,
         worker_init_fn=_leave_signals_to_the_main_process,
-        pin_memory=device is not None and device.type == "cuda",
+        pin_memory=on_cuda,
         generator=torch.Generator(),  # else each epoch would draw from the global one
         # Forked workers share the decoded images; elsewhere than on Linux forking is not safe.
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
     readable = (_checked(batch) for batch in loader)
-    yield from _one_ahead(readable, device) if device is not None and device.type == "cuda" else readable
+    if device is None or not on_cuda:
+        yield from readable
+        return
+    for pixels, targets in _one_ahead(readable, device):
+        yield images.transform.batch(pixels) if images.as_bytes else pixels, targets
 
 
 def _checked(batch: object) -> tuple[Tensor, Tensor]:

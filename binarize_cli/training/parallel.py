@@ -27,7 +27,12 @@ class DataParallel:
 
     def __init__(self, own: nn.Module):
         self.own = own
-        self.ddp = None if ranks.world() == 1 else DistributedDataParallel(own)
+        # Buffers (BatchNorm's statistics) are taken from the first rank before they are used: in scoring.
+        self.ddp = (
+            None
+            if ranks.world() == 1
+            else DistributedDataParallel(own, broadcast_buffers=False, gradient_as_bucket_view=True)
+        )
         self.net: nn.Module = own if self.ddp is None else self.ddp
 
     def exchange(self, now: bool) -> AbstractContextManager:

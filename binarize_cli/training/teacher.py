@@ -69,8 +69,9 @@ class LogitCache:
 class Teacher:
     """The float network, frozen: images of a step [N, C, H, W] -> its logits [N, classes], in float32."""
 
-    def __init__(self, net: nn.Module, cache: LogitCache | None = None):
+    def __init__(self, net: nn.Module, cache: LogitCache | None = None, compile: bool = False):
         self.net, self.cache = net.eval().requires_grad_(False), cache
+        self.forward = torch.compile(net) if compile else net
         self.blocks: BlockOutputs | None = None
 
     def observe_blocks(self, student: nn.Module) -> None:
@@ -82,7 +83,7 @@ class Teacher:
         known = self.cache.find(step, inputs.device) if self.cache else None
         if known is not None:
             return known
-        logits = self.net(inputs).float()
+        logits = self.forward(inputs).float()
         if self.cache:
             self.cache.add(step, logits)
         return logits
