@@ -39,8 +39,18 @@ def test_a_packed_file_is_measured_beside_its_float_model(bnnpp, tiny, tmp_path)
     (row,) = json.loads(bnnpp(*words, "--json").out)["rows"]
     assert (row["model"], row["task"]) == ("digits_resnet", "bwa")
     assert row["ratio"] == pytest.approx(row["packed"] / row["float"]) and row["packed"] > 0
-    assert "digits_resnet" in bnnpp(*words).out
+    sizes = row["bytes"]
+    assert sizes["signs_in_memory"] <= 1.5 * sizes["signs_in_file"], (
+        "whole words hold 16 channels of 3x3 taps"
+    )
+    assert sum(row["of_packed"].values()) == pytest.approx(100)
+    assert all(share > 0 for share in row["of_packed"].values())
+    shown = bnnpp(*words, "--threads", "1,2")
+    assert shown.out.count("digits_resnet") == 4, "two rows in each table"
     assert bnnpp("bench", "score", tmp_path / "none.safetensors").code == 2
+    for wrong in (("--threads", "0"), ("-b", "4,x"), ("-b", "1,4", "--into-report")):
+        left = bnnpp("bench", "score", file, *wrong)
+        assert left.code == 2 and wrong[-1 if wrong[-1].startswith("--") else 0].strip("-")[0] in left.err
 
 
 def test_bench_refuses_as_binarize_does(bnnpp, empty):

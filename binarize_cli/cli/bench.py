@@ -13,6 +13,7 @@ from rich.table import Table
 
 from binarize_cli.cli import options as o
 from binarize_cli.console import result, say, stdout
+from binarize_cli.errors import InputError
 
 app = typer.Typer(help="Measure what training and scoring cost.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -98,7 +99,12 @@ def train(
 @app.command()
 def score(
     files: Annotated[list[Path], typer.Argument(help="Packed files, of any task.", metavar="FILE...")],
-    batch_size: o.ScoreBatchSize = 64,
+    batch_size: Annotated[
+        str, typer.Option("--batch-size", "-b", help="Images at a time; several with commas between.")
+    ] = "64",
+    threads: Annotated[
+        str | None, typer.Option("--threads", help="CPU threads; several with commas between.")
+    ] = None,
     rounds: Annotated[int, typer.Option("--rounds", help="Batches of each to measure.", min=1)] = 20,
     into_report: Annotated[
         bool, typer.Option("--into-report", help="Show the speed in the report beside each file, too.")
@@ -108,27 +114,56 @@ def score(
 ) -> None:
     """Measure the images a second of packed files beside their float models: medians, on random images.
 
+    In turn, in one run; float by PyTorch and, where it is installed, by ONNX Runtime. Then where the packed
+    network's time goes, and the bytes of its weights in memory.
+
     bnnpp bench score runs/*/model.safetensors
+
+    bnnpp bench score model.safetensors --batch-size 1,32 --threads 1,2
     """
+    sizes, counts = _numbers(batch_size, "--batch-size"), _numbers(threads, "--threads")
+    if into_report and (len(sizes) > 1 or len(counts) > 1):
+        hint = "Give one batch size and one number of threads."
+        raise InputError("a report shows one measurement", where="--into-report", hint=hint)
+
     from binarize_cli.packed.format import read
 
     opened = [read(file) for file in files]
+
+    import torch
 
     from binarize_cli.bench.scoring import speeds
     from binarize_cli.device import find_device, keep_freed_memory
 
     where = find_device(device)
     keep_freed_memory()
-    rows = speeds(opened, batch_size, rounds, where)
+    rows = speeds(opened, sizes, counts or [torch.get_num_threads()], rounds, where)
     if into_report:
         from binarize_cli.report.speed import add_speed
 
         for file, row in zip(files, rows, strict=True):
-            say(f"written: {add_speed(file, row, batch_size, str(where))}")
+            say(f"written: {add_speed(file, row, sizes[0], str(where))}")
     if as_json:
-        result(json.dumps({"batch_size": batch_size, "rows": rows}))
+        from binarize_cli.report.origin import machine
+
+        facts = {
+            "machine": machine(str(where)),
+            "torch": torch.__version__,
+            "device": str(where),
+            "rounds": rounds,
+        }
+        result(json.dumps(facts | {"rows": rows}))
     else:
         stdout().print(_speeds_table(rows))
+        stdout().print(_parts_table(rows))
+
+
+def _numbers(text: str | None, where: str) -> list[int]:
+    """Return the positive numbers of a list with commas. Raises InputError on anything else."""
+    parts = [part.strip() for part in (text or "").split(",") if part.strip()]
+    if text is not None and (not parts or not all(part.isdecimal() and int(part) for part in parts)):
+        raise InputError(f"'{text}' is no list of positive numbers", where=where, hint="For example: 1,32.")
+    return [int(part) for part in parts]
 
 
 def _ratios(float_cost: Any, cost: Any) -> dict[str, float | None]:
@@ -161,9 +196,30 @@ def _speeds_table(rows: list[dict]) -> Table:
     table = Table(box=box.SIMPLE)
     for column in ("file", "model", "task"):
         table.add_column(column, overflow="fold")
-    for column in ("float, images/s", "packed, images/s", "ratio"):
+    runs = [run for run in ("float", "onnxruntime", "packed") if any(run in row for row in rows)]
+    for column in ("threads", "batch", *(f"{run}, images/s" for run in runs), "ratio"):
         table.add_column(column, justify="right")
     for row in rows:
-        speed = (f"{row['float']:.0f}", f"{row['packed']:.0f}", f"{row['ratio']:.3f}")
-        table.add_row(escape(row["file"]), row["model"], row["task"], *speed)
+        speed = (f"{row[run]:.0f}" if run in row else "-" for run in runs)
+        numbers = str(row["threads"]), str(row["batch_size"]), *speed, f"{row['ratio']:.3f}"
+        table.add_row(escape(row["file"]), row["model"], row["task"], *numbers)
+    return table
+
+
+def _parts_table(rows: list[dict]) -> Table:
+    """Return a table of where the packed networks' time goes, and of what their weights take in memory."""
+    table = Table(box=box.SIMPLE)
+    for column in ("model", "task"):
+        table.add_column(column, overflow="fold")
+    parts = list(rows[0]["of_packed"])
+    for column in ("threads", "batch", *(f"{part}, %" for part in parts), "KiB of signs", "all", "file"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        sizes = row["bytes"]
+        every = sizes["signs_in_memory"] + sizes["rest_in_memory"]
+        memory = (f"{number / 1024:.0f}" for number in (sizes["signs_in_memory"], every, sizes["file"]))
+        shares = (f"{row['of_packed'][part]:.0f}" for part in parts)
+        table.add_row(
+            row["model"], row["task"], str(row["threads"]), str(row["batch_size"]), *shares, *memory
+        )
     return table

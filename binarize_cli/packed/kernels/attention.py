@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from binarize_cli.packed.kernels.accumulator import Int8, count_table, factor, kernel_numbers, tile_sizes
+from binarize_cli.packed.kernels.clock import timed
 from binarize_cli.packed.kernels.compiled import kernel, specialised
 from binarize_cli.packed.kernels.linear import row_tables
 from binarize_cli.packed.kernels.matrix import padded, words_of
@@ -48,6 +49,7 @@ class PackedColumns:
         return *addresses, self.words, self.padded
 
 
+@timed("binary products")
 def popcount_pairs(left: Tensor, right: PackedColumns) -> Tensor:
     """Multiply int64 [n, L, words] by n packed factors of M columns: float32 [n, L, M]."""
     count, rows, words = left.shape
@@ -60,6 +62,7 @@ def popcount_pairs(left: Tensor, right: PackedColumns) -> Tensor:
     return out[..., : right.outputs]
 
 
+@timed("binary products")
 def popcount_attention(
     queries: Tensor,  # int64 [N, heads, L, words]
     keys: PackedColumns,  # of N * heads

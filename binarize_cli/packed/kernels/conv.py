@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from binarize_cli.packed.kernels.accumulator import Int8, count_table, factor, kernel_numbers
+from binarize_cli.packed.kernels.clock import timed
 from binarize_cli.packed.kernels.compiled import kernel, specialised
 from binarize_cli.packed.kernels.geometry import Plan, Window, plan
 from binarize_cli.packed.kernels.matrix import (
@@ -44,6 +45,7 @@ class PopcountConv:
         self.channels = torch.stack([_of_group(table, g, self.each) for g in range(window.groups)])
         self._counts: dict[tuple[int, int], Tensor] = {}
 
+    @timed("binary products")
     def __call__(
         self, bits: Tensor, size: tuple[int, int], past: Tensor | None = None, more: Tensor | None = None
     ) -> Tensor:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from binarize_cli.packed.kernels.clock import timed
 from binarize_cli.packed.kernels.compiled import kernel
 from binarize_cli.packed.kernels.pack import WORK
 from binarize_cli.packed.kernels.threads import in_parts
@@ -26,6 +27,7 @@ class Int8Linear:
         self.scale = scale.detach().float().contiguous()
         self.bias = torch.zeros(len(bits)) if bias is None else bias.detach().float().contiguous()
 
+    @timed("binary products")
     def __call__(self, x: Tensor) -> Tensor:
         """float32 [..., in] -> [..., out]."""
         rows, steps = quantize(x.flatten(0, -2))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from binarize_cli.packed.kernels.accumulator import Int8, count_table, factor, kernel_numbers, tile_sizes
+from binarize_cli.packed.kernels.clock import timed
 from binarize_cli.packed.kernels.matrix import PackedMatrix, channel_table, fill_outputs, words_of
 from binarize_cli.packed.kernels.pack import Limits, sign_table
 from binarize_cli.packed.kernels.products import products
@@ -34,6 +35,7 @@ class PopcountLinear:
             self.channels = sign_table(matrix.outputs, scale, bias, limits)
         self.counts = count_table(tile_sizes(matrix.length), rule)
 
+    @timed("binary products")
     def __call__(self, bits: Tensor, past: Tensor | None = None) -> Tensor:
         """int64 [rows, words] -> float32 [rows, out], plus `past`; or its signs, int64 [rows, words]."""
         m, rows = self.matrix, len(bits)

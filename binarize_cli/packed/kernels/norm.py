@@ -6,12 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from binarize_cli.packed.kernels.clock import timed
 from binarize_cli.packed.kernels.compiled import kernel
 from binarize_cli.packed.kernels.matrix import words_of
 from binarize_cli.packed.kernels.pack import WORK, Limits, pack_run
 from binarize_cli.packed.kernels.threads import in_parts
 
 
+@timed("packing")
 def pack_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, limits: Limits) -> Tensor:
     """Pack the signs of LayerNorm(x) - t: float32 [..., K] by [K] -> int64 [rows, words]."""
     rows = x.flatten(0, -2).contiguous()

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from binarize_cli.packed.kernels.clock import timed
 from binarize_cli.packed.kernels.compiled import kernel
 from binarize_cli.packed.kernels.geometry import Window
 from binarize_cli.packed.kernels.matrix import channel_table, words_of
@@ -85,6 +86,7 @@ def pack_image(x: Tensor, limits: Limits, window: Window) -> Tensor:
     return bits
 
 
+@timed("packing")
 def _pack(
     x: Tensor, limits: Limits, bits: Tensor, depth: int, sizes, strides, limit_strides, bit_strides
 ) -> None:
