@@ -14,9 +14,12 @@ from __future__ import annotations
 import argparse
 import ast
 import json
+import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -33,6 +36,8 @@ from binarize_cli.report.results import as_json, read_results
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "binarize_cli"
 RESULTS = ROOT / "docs" / "results"
+FAMILIES = RESULTS / "families.json"
+ANALYSES = RESULTS / "analyses.json"
 BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -243,7 +248,8 @@ TASKS = ("bw", "bwa", "bwaa")
 
 def stored() -> list[Result]:
     """Return the results of docs/results; none if there are none yet."""
-    return [result for _, result in read_results([RESULTS])] if any(RESULTS.rglob("*.json")) else []
+    files = [file for file in sorted(RESULTS.rglob("*.json")) if file not in (FAMILIES, ANALYSES)]
+    return [result for _, result in read_results(files)] if files else []
 
 
 def setting(result: Result) -> tuple[str, str, int, str, str, str]:
@@ -333,11 +339,101 @@ def results_summary() -> str:
     return table(("model, data", "epochs", "seeds", "float", *(f"`{task}`" for task in TASKS)), rows, right=6)
 
 
+# --- families and analyses -------------------------------------------------------------------------------
+
+
+def families() -> str:
+    """Return the outcome of every family of timm and torchvision, and the reasons of those not packed."""
+    if not FAMILIES.exists():
+        return "No outcome is stored yet."
+    kept = json.loads(FAMILIES.read_text(encoding="utf-8"))
+    by_family: dict[str, dict[str, Mapping[str, Any]]] = defaultdict(dict)
+    for row in kept["rows"]:
+        by_family[row["name"]][row["task"]] = row
+    kinds = Counter(row["kind"] for row in kept["rows"])
+    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    versions = ", ".join(f"{name} {version}" for name, version in kept["versions"].items())
+    rows = [_family(name, tasks) for name, tasks in by_family.items()]
+    reasons = [
+        (row["name"], row["task"], prose(_reason(row["words"])))
+        for row in kept["rows"]
+        if row["kind"] != "packed"
+    ]
+    return "\n\n".join(
+        [
+            f"{len(by_family)} families, {len(kept['rows'])} runs: {counts}. {versions}; {kept['machine']}; "
+            f"{kept['date']}.",
+            table(("family", "network", "parameters", "`bw`", "`bwa`"), rows),
+            "## Why the others were not packed",
+            table(("family", "task", "what `bnnpp` said"), reasons),
+        ]
+    )
+
+
+def _family(name: str, tasks: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    row = next(iter(tasks.values()))
+    outcomes = [_outcome(tasks.get(task)) for task in TASKS[:2]]
+    size = f"{row['parameters'] / 1e6:.1f} M" if row["model"] else "-"
+    return name, f"`{row['model']}`" if row["model"] else "-", size, *outcomes
+
+
+def _outcome(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return "-"
+    if row["kind"] != "packed":
+        return f"**{row['kind']}**"
+    binary, logits = row["words"].split(", ")[:2]
+    return binary.replace("binary layers", "layers") + ("" if logits == "equal logits" else f", {logits}")
+
+
+def _reason(words: str) -> str:
+    return re.sub(r" \(exit \d\)$", "", words)
+
+
+def store_families(files: Sequence[Path]) -> None:
+    """Keep the rows that `tests/families.py --json` wrote; later files replace rows of earlier ones."""
+    rows = {}
+    for file in files:
+        for row in json.loads(file.read_text(encoding="utf-8")):
+            rows[row["name"], row["task"]] = row
+    document = {
+        "command": "uv run python tests/families.py --json FILE",
+        "date": date.today().isoformat(),
+        "machine": f"{os.cpu_count()} CPU cores",
+        "versions": {name: version(name) for name in ("timm", "torchvision", "torch")},
+        "rows": [rows[key] for key in sorted(rows)],
+    }
+    RESULTS.mkdir(exist_ok=True)
+    FAMILIES.write_text(as_json(document), encoding="utf-8")
+
+
+def analyses() -> str:
+    """Return what the layers that `bnnpp analyze` names gain, beside as many bytes drawn at random."""
+    if not ANALYSES.exists():
+        return "No analysis is stored yet."
+    heads = ("file", "budget", "kept float", "loss", "top-1")
+    parts = []
+    for each in json.loads(ANALYSES.read_text(encoding="utf-8"))["analyses"]:
+        rows = [(each["network"], "", "nothing", *_scores(each["binary"]))]
+        for asked in each["budgets"]:
+            size = f"+{asked['budget'] / 1024:.0f} KiB"
+            rows.append(("", size, "what `analyze` named", *_scores(asked["named"])))
+            rows += [("", "", "drawn at random", *_scores(drawn)) for drawn in asked["random"]]
+        parts.append(table(heads, rows, right=2) + f"\n\n{each['how']}")
+    return "\n\n".join(parts)
+
+
+def _scores(score: Mapping[str, float]) -> tuple[str, str]:
+    return f"{score['loss']:.4f}", f"{score['top1']:.2f}"
+
+
 # --- pages -----------------------------------------------------------------------------------------------
 
 BLOCKS: Mapping[str, Callable[[], str]] = {
+    "analyses": analyses,
     "commands": commands,
     "exit-codes": exit_codes,
+    "families": families,
     "method-cards": cards,
     "method-table": method_table,
     "recipe-keys": recipe_keys,
@@ -372,8 +468,12 @@ def main() -> None:
     """Write the pages that are out of date, and print their names."""
     parser = argparse.ArgumentParser(description="Write the generated parts of the documentation.")
     parser.add_argument("--store", type=Path, metavar="FOLDER", help="first keep the results of these runs")
-    if folder := parser.parse_args().store:
-        store(folder)
+    parser.add_argument("--families", type=Path, metavar="FILE", nargs="+", help="first keep these outcomes")
+    flags = parser.parse_args()
+    if flags.store:
+        store(flags.store)
+    if flags.families:
+        store_families(flags.families)
     for page in pages():
         text = page.read_text(encoding="utf-8")
         new = rewritten(text)

@@ -212,6 +212,16 @@ def test_values_beyond_reason_are_one_message(bnnpp, empty, words):
     assert len(outcome.err) < 6000 and not list(empty.iterdir())
 
 
+def test_a_network_that_training_made_worse_is_said_to_be_packed_untrained(bnnpp, empty):
+    words = ("--method", "bc", "--epochs", 1, "--lr", 0.5, "--set", "train.warmup=0", "--dataset", "digits")
+    outcome = bnnpp("binarize", "digits_resnet", *words, "--set", "train.select=val")
+    assert outcome.code == 0 and "no epoch is better than the network before training" in outcome.err
+    report = json.loads((outcome.packed.parent / "report.json").read_text())
+    assert (
+        report["packed_epoch"] == 0 and report["accuracy"]["soft"]["top1"] == report["epochs"][0]["soft_top1"]
+    )
+
+
 def test_a_fault_of_ours_is_one_message_and_a_traceback_in_the_run_folder(bnnpp, tmp_path, monkeypatch):
     monkeypatch.setattr("binarize_cli.pipeline.fine_tune", lambda run: {}["no such key"])
     outcome = bnnpp("binarize", "digits_resnet", *QUICK, "--output", tmp_path / "run")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from binarize_cli.analysis.choice import FLOAT_BYTES, Gain, Score, Unit
+from binarize_cli.binarize.activations import InputQuantizer
 from binarize_cli.binarize.convert import binary_layers
 from binarize_cli.binarize.layers import BinaryConv2d, BinaryLinear, is_candidate
 from binarize_cli.binarize.prepare import make_binary
@@ -75,20 +76,50 @@ def _growth(net: nn.Module, name: str) -> int:
 # --- a trained file ---
 
 
+State = tuple[WeightSource, InputQuantizer | None, nn.Parameter | None]
+
+
+def _state(layer: Binary) -> State:
+    """Return what differs between a layer of signs and a free one: its weights, inputs and bias."""
+    return layer.source, layer.input, cast(nn.Parameter | None, layer.bias)
+
+
+def _restore(layer: Binary, state: State) -> None:
+    layer.source, layer.input, layer.bias = state
+
+
 @contextmanager
-def set_free(net: nn.Module, names: Sequence[str], batches: Sequence[Batch]) -> Iterator[None]:
-    """Make the named layers float inside the block, fine-tuned by a step a batch; then all is as before."""
+def set_free(net: nn.Module, names: Sequence[str], batches: Sequence[Batch]) -> Iterator[dict[str, State]]:
+    """Make the named layers float inside the block, fine-tuned by a step a batch; then all is as before.
+
+    What they were is handed out by their names.
+    """
     layers = dict(binary_layers(net))
-    before = [(layers[name], layers[name].source, layers[name].input, layers[name].bias) for name in names]
-    for layer, source, _, _ in before:
+    before = {name: _state(layers[name]) for name in names}
+    for name in names:
+        layer = layers[name]
         layer.bias = _float_bias(layer)
-        layer.source, layer.input = FreeWeight(_weights(source)), None
+        layer.source, layer.input = FreeWeight(_weights(layer.source)), None
     try:
-        _fine_tune(net, [layer for layer, *_ in before], batches)
+        _fine_tune(net, [layers[name] for name in names], batches)
+        yield before
+    finally:
+        for name in names:
+            _restore(layers[name], before[name])
+
+
+@contextmanager
+def signs_again(net: nn.Module, names: Sequence[str], signs: Mapping[str, State]) -> Iterator[None]:
+    """Give the named layers, which are free, their signs back inside the block."""
+    layers = dict(binary_layers(net))
+    free = {name: _state(layers[name]) for name in names}
+    try:
+        for name in names:
+            _restore(layers[name], signs[name])
         yield
     finally:
-        for layer, source, signs, bias in before:
-            layer.source, layer.input, layer.bias = source, signs, bias
+        for name in names:
+            _restore(layers[name], free[name])
 
 
 def _weights(source: WeightSource) -> Tensor:
@@ -155,10 +186,15 @@ class Trained:
         with set_free(self.net, names, self.fit):
             return score(self.net, self.judge, self.device)
 
-    def gain(self, unit: Unit, base: Score) -> Gain:
-        """Return what a unit gains by being float."""
-        found = self.with_float(unit.layers)
-        return _gain(unit, found, base)
+    def gains(self, units: Sequence[Unit], first: int) -> Iterator[Gain]:
+        """Yield what each unit from number `first` on gains by being float, beside all others that are."""
+        names = [name for unit in units for name in unit.layers]
+        with set_free(self.net, names, self.fit) as signs:
+            free = score(self.net, self.judge, self.device)
+            for unit in units[first:]:
+                with signs_again(self.net, unit.layers, signs):
+                    found = score(self.net, self.judge, self.device)
+                yield _gain(unit, free, found)
 
 
 # --- a float model ---
@@ -186,9 +222,12 @@ class Forecast:
         """Return what the network of signs scores with the named layers float."""
         return self._with_binary([r.name for r in self.table if r.binary and r.name not in set(names)])
 
-    def gain(self, unit: Unit, base: Score) -> Gain:
-        """Return what a unit alone loses by becoming binary; `base` is the float score."""
-        return _gain(unit, base, self._with_binary(unit.layers))
+    def gains(self, units: Sequence[Unit], first: int) -> Iterator[Gain]:
+        """Yield what each unit from number `first` on loses by becoming binary, alone."""
+        better = self.float_score() if first < len(units) else None
+        for unit in units[first:]:
+            assert better is not None
+            yield _gain(unit, better, self._with_binary(unit.layers))
 
     def _with_binary(self, names: Sequence[str]) -> Score:
         chosen = set(names)

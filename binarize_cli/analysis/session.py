@@ -163,8 +163,8 @@ def analyse(
         "choice": None,
     }
     progress(len(gains), len(session.units), None)
-    for unit in session.units[len(gains) :]:
-        gains.append(measured.gain(unit, better or binary))
+    for gain in measured.gains(session.units, len(gains)):
+        gains.append(gain)
         document["gains"] = [gain.to_json() for gain in gains]
         write_text(file, as_json(document))
         progress(len(gains), len(session.units), gains[-1])
