@@ -10,7 +10,7 @@ import yaml
 from torch import nn
 
 from binarize_cli.analysis.choice import Gain, Score, patterns, ranked, until_points, within_budget
-from binarize_cli.analysis.sensitivity import _float_bias, set_free, units_of
+from binarize_cli.analysis.sensitivity import Trained, _float_bias, set_free, units_of
 from binarize_cli.binarize.activations import SignInput
 from binarize_cli.binarize.convert import binary_layers
 from binarize_cli.binarize.layers import BinaryConv2d, BinaryLinear
@@ -60,6 +60,28 @@ def test_a_layer_that_is_set_free_learns_and_then_all_is_as_before(task):
     assert torch.equal(net(images), before)
     assert all(torch.equal(state[name], tensor) for name, tensor in net.state_dict().items())
     assert all(parameter.requires_grad for parameter in net.parameters())
+
+
+class Half(nn.Module):
+    """Two layers of signs, of which the second does nothing to the output."""
+
+    def __init__(self):
+        super().__init__()
+        self.used, self.unused = a_hard_network(), a_hard_network()
+
+    def forward(self, x):
+        return self.used(x) + 0 * self.unused(x)
+
+
+def test_a_layer_gains_what_its_signs_cost_beside_all_others_that_are_free():
+    net = Half().eval()
+    before = net(batches(1)[0][0])
+    trained = Trained(net, batches(40), batches(4), torch.device("cpu"))
+    units = units_of(net, [name for name, _ in binary_layers(net)], by_block=False)
+    used, unused = trained.gains(units, 0)
+    assert used.name == "used.0" and used.loss > 0.01 and unused.loss == unused.points == 0
+    assert [gain.name for gain in trained.gains(units, 1)] == ["unused.0"], "the rest of an interrupted one"
+    assert torch.equal(net(batches(1)[0][0]), before)
 
 
 def test_a_free_layer_gets_its_inputs_whole_so_thresholds_leave_its_bias():

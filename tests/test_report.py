@@ -23,6 +23,7 @@ from binarize_cli.report.results import as_json
 from binarize_cli.report.speed import add_speed
 from binarize_cli.report.tables import accuracy_table, layers_table, size, size_sentence, worst_table
 from binarize_cli.report.treemap import squarify
+from binarize_cli.training.display import fitting
 
 BLOCK = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 SIZES = {"total": 1_162_464, "binary": 663_552, "scales": 55_296, "float": 435_860, "metadata": 7_756}
@@ -129,8 +130,8 @@ def page(digits) -> str:
     return render(digits)
 
 
-def printed(table) -> str:
-    console = Console(file=io.StringIO(), width=140)
+def printed(table, width: int = 140) -> str:
+    console = Console(file=io.StringIO(), width=width)
     console.print(table)
     return console.file.getvalue()
 
@@ -340,6 +341,28 @@ def test_rows_that_are_alike_are_one():
         "head",
     ]
     assert rows[1]["bytes"] == 12 * 16_128 and rows[1]["count"] == 12
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_the_table_of_many_layers_is_short_and_a_line_a_row_in_narrow_terminals(width):
+    layers = a_document(["a", "b", "c"], blocks=80)["layers"]
+    lines = [line for line in printed(layers_table(layers), width).splitlines() if line.strip()]
+    assert len(layers) > 320 and len(lines) < 12
+    assert all(len(line) <= width for line in lines) and any("blocks.0-79" in line for line in lines)
+
+
+def test_the_line_of_an_epoch_leaves_out_its_end_rather_than_wrap():
+    parts = [
+        "binary epoch 30/30",
+        "loss 0.0713",
+        "",
+        "soft 98.06  hard 98.06",
+        "flips 0.02%",
+        "mu=150 F=sign",
+    ]
+    assert fitting([*parts, "2.3 s", "589 images/s"], None).endswith("F=sign  2.3 s  589 images/s")
+    assert fitting([*parts, "2.3 s", "589 images/s"], 100).endswith("F=sign  2.3 s")
+    assert fitting([*parts, "2.3 s", "589 images/s"], 80).endswith("flips 0.02%")
 
 
 def test_a_folded_name_stands_for_exactly_its_layers():

@@ -1,10 +1,12 @@
 """Sensitivity: what each binary layer costs in accuracy.
 
-Of a trained file: one layer (or block) at a time is set free from its signs and fine-tuned alone for a few
-steps, all else as it is in the file; what it gains is what its signs cost. Its old latents would not do: the
-rest of the network was trained beside signs, and scores less beside them. A network that was trained only
-briefly gains by any fine-tuning at all, so there all layers look alike. Of a float model, as a forecast: one
-layer at a time becomes binary, untrained.
+Of a trained file: all layers are set free from their signs and fine-tuned together for a few steps, all else
+as it is in the file. Then one layer (or block) at a time gets its signs back, and what is lost is what they
+cost. To set free and fine-tune one at a time would not tell layers apart: a network that was trained briefly
+gains by any fine-tuning, whichever layer it is. The old latents would not do either: the rest of the network
+was trained beside signs, and scores less beside them. With binary inputs, whose network does not bear floats
+everywhere, one layer at a time is set free. Of a float model, as a forecast: one layer at a time becomes
+binary, untrained.
 
 The images are training images, some to fine-tune on and others to measure: layers are chosen by the result,
 and what is reported later (the validation images) is not chosen on.
@@ -187,7 +189,21 @@ class Trained:
             return score(self.net, self.judge, self.device)
 
     def gains(self, units: Sequence[Unit], first: int) -> Iterator[Gain]:
-        """Yield what each unit from number `first` on gains by being float, beside all others that are."""
+        """Yield what each unit from number `first` on gains by being float."""
+        if any(layer.input is not None for _, layer in binary_layers(self.net)):
+            return self._gains_alone(units[first:])
+        return self._gains_beside_others(units, first)
+
+    def _gains_alone(self, units: Sequence[Unit]) -> Iterator[Gain]:
+        if not units:
+            return
+        base = self.base()
+        for unit in units:
+            yield _gain(unit, self.with_float(unit.layers), base)
+
+    def _gains_beside_others(self, units: Sequence[Unit], first: int) -> Iterator[Gain]:
+        if first == len(units):
+            return
         names = [name for unit in units for name in unit.layers]
         with set_free(self.net, names, self.fit) as signs:
             free = score(self.net, self.judge, self.device)
@@ -224,9 +240,10 @@ class Forecast:
 
     def gains(self, units: Sequence[Unit], first: int) -> Iterator[Gain]:
         """Yield what each unit from number `first` on loses by becoming binary, alone."""
-        better = self.float_score() if first < len(units) else None
+        if first == len(units):
+            return
+        better = self.float_score()
         for unit in units[first:]:
-            assert better is not None
             yield _gain(unit, better, self._with_binary(unit.layers))
 
     def _with_binary(self, names: Sequence[str]) -> Score:

@@ -30,7 +30,7 @@ def analyze(
     ] = None,
     images: Annotated[int, typer.Option("--images", help="Training images to measure on.", min=1)] = 512,
     steps: Annotated[
-        int, typer.Option("--steps", help="Steps of fine-tuning a layer that was set free.", min=0)
+        int, typer.Option("--steps", help="Steps of fine-tuning what was set free.", min=0)
     ] = 16,
     batch_size: o.BatchSize = 64,
     data_dir: o.DataDir = None,
@@ -48,9 +48,10 @@ def analyze(
 ) -> None:
     """What each binary layer costs in accuracy, a KiB, and which layers are worth keeping float.
 
-    Of a file: each layer is set free from its signs and fine-tuned alone for a few steps. Of a float model,
-    as a forecast: each layer alone becomes binary, untrained. On training images, so that reported ones are
-    not chosen on. With --budget or --points, ends in the lines of a recipe. Interrupted, it continues.
+    Of a file: all layers are set free from their signs and fine-tuned for a few steps, then each gets its
+    signs back in turn (with binary inputs: each is set free alone). Of a float model, as a forecast: each
+    layer alone becomes binary, untrained. On training images, so that reported ones are not chosen on. With
+    --budget or --points, ends in the lines of a recipe. Interrupted, it continues.
 
     bnnpp analyze runs/resnet20-bnn++-bw/model.safetensors --budget 80KiB
 

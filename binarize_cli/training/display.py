@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -52,12 +52,24 @@ class Display:
         soft = f"soft {row.soft_top1:.2f}  " if row.stage == "binary" else ""
         name = "hard" if row.stage == "binary" else "top-1"
         self.accuracy = f"{soft}{name} {row.hard_top1:.2f}"
-        flips = "" if row.flip_ratio is None else f"flips {100 * row.flip_ratio:.2f}%  "
-        loss = "" if row.loss is None else f"loss {row.loss:.4f}  "
-        speed = f"{row.images_per_second:.0f} images/s  {row.seconds:.1f} s" if row.seconds else ""
-        where = f"{self.stage} epoch {row.epoch}/{epochs}"
-        line = f"{where}  {loss}{self.accuracy}  {flips}{_shown(row.parameters, row.hard)}  {speed}"
-        say(line.rstrip())
+        parts = [
+            f"{self.stage} epoch {row.epoch}/{epochs}",
+            "" if row.loss is None else f"loss {row.loss:.4f}",
+            self.accuracy,
+            "" if row.flip_ratio is None else f"flips {100 * row.flip_ratio:.2f}%",
+            _shown(row.parameters, row.hard),
+            f"{row.seconds:.1f} s" if row.seconds else "",
+            f"{row.images_per_second:.0f} images/s" if row.seconds else "",
+        ]
+        say(fitting(parts, stderr().width if live() else None))
+
+
+def fitting(parts: Sequence[str], width: int | None) -> str:
+    """Return the parts in a line; the last ones are left out of a terminal that is too narrow for them."""
+    shown = [part for part in parts if part]
+    while width is not None and len(shown) > 1 and len("  ".join(shown)) > width:
+        shown.pop()
+    return "  ".join(shown)
 
 
 def _shown(parameters: Mapping[str, float], hard: bool) -> str:
