@@ -23,6 +23,7 @@ from binarize_cli.models.load import Preprocessing
 from binarize_cli.packed.document import document_of_caller
 from binarize_cli.packed.export import packed_tensors
 from binarize_cli.packed.format import read, write
+from binarize_cli.packed.int8_inputs import use_int8_inputs
 from binarize_cli.packed.runtime import load_packed_into, rebuild
 from binarize_cli.recipe import Recipe
 
@@ -34,17 +35,23 @@ class Prediction(NamedTuple):
     probability: float
 
 
-def load(file: str | Path, device: str = "cpu") -> nn.Module:
+def load(file: str | Path, device: str = "cpu", activations: str = "float") -> nn.Module:
     """Return the network of a packed file, in eval mode: images [N, C, H, W] -> logits [N, classes].
 
     It has `classes` (their names), `transform` (an image of PIL, or several, to the network's input) and
-    `document` (what the file says of itself). Raises InputError for a file that cannot be trusted.
+    `document` (what the file says of itself). With activations="int8" the inputs of binary weights are
+    quantized to 8 bits, token by token or image by image (task bw). Raises InputError for a file that cannot
+    be trusted.
 
     >>> net = load("model.safetensors")  # doctest: +SKIP
     >>> net(net.transform(image)).argmax()  # doctest: +SKIP
     """
     packed = read(Path(file))
     net: Any = place(rebuild(packed), find_device(device))
+    if activations not in ("float", "int8"):
+        raise InputError(f"'{activations}' is not float or int8", where="activations")
+    if activations == "int8":
+        use_int8_inputs(net)
     assert packed.document.preprocessing, "only a file of the caller's own model has none"
     net.classes = tuple(packed.document.model.classes)
     net.transform = ImageTransform(Preprocessing.from_json(packed.document.preprocessing.model_dump()))

@@ -17,6 +17,7 @@ from binarize_cli.bench.time_by_kind import time_by_kind
 from binarize_cli.device import full_float32, place
 from binarize_cli.models.build import build
 from binarize_cli.packed.format import PackedFile
+from binarize_cli.packed.int8_inputs import use_int8_inputs
 from binarize_cli.packed.runtime import rebuild
 
 WARM_UP = 2
@@ -32,8 +33,8 @@ def speeds(
 ) -> list[dict[str, Any]]:
     """Images a second of each file and of its float model, on the same random images; medians of the rounds.
 
-    A row for each file, number of threads and batch size. The speed does not depend on the values of the
-    weights: those of the float model are random.
+    Those of task bw also with inputs of 8 bits. A row for each file, number of threads and batch size. The
+    speed does not depend on the values of the weights: those of the float model are random.
     """
     return [
         row for file in files for count in threads for row in _rows(file, batch_sizes, count, rounds, device)
@@ -47,6 +48,8 @@ def _rows(
     assert transform, "only a file of the caller's model has none, and that is not built"
     twin = build(model.source, model.name, model.num_classes, **model.builder_kwargs).eval()
     nets = {"float": place(twin, device), "packed": place(rebuild(file), device)}
+    if file.document.task == "bw":
+        nets["int8"] = use_int8_inputs(place(rebuild(file), device))
     with _threads(threads):
         for batch_size in batch_sizes:
             images = torch.randn(batch_size, *transform.input_size, device=device)
@@ -64,6 +67,7 @@ def _rows(
                 "ratio": speed["packed"] / speed["float"],
                 "of_packed": time_by_kind(nets["packed"], images),
                 "bytes": footprint(nets["packed"], file),
+                **({"int8_ratio": speed["int8"] / speed["float"]} if "int8" in speed else {}),
             }
 
 

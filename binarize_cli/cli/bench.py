@@ -196,7 +196,7 @@ def _speeds_table(rows: list[dict]) -> Table:
     table = Table(box=box.SIMPLE)
     for column in ("file", "model", "task"):
         table.add_column(column, overflow="fold")
-    runs = [run for run in ("float", "onnxruntime", "packed") if any(run in row for row in rows)]
+    runs = [run for run in ("float", "onnxruntime", "packed", "int8") if any(run in row for row in rows)]
     for column in ("threads", "batch", *(f"{run}, images/s" for run in runs), "ratio"):
         table.add_column(column, justify="right")
     for row in rows:

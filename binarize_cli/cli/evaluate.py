@@ -21,13 +21,15 @@ def evaluate(
     cache_gb: o.CacheGb = 4.0,
     skip_unreadable: o.SkipUnreadable = False,
     classes: o.ScoredClasses = "all",
+    activations: o.Activations = "float",
     device: o.Device = "auto",
     as_json: o.Json = False,
 ) -> None:
     """Score a packed file: no model flag, no recipe, no network access.
 
     Without --data-dir or --dataset, on the dataset that the file was made with. A dataset of some of the
-    file's classes is scored over all of them, or over its own with --classes present.
+    file's classes is scored over all of them, or over its own with --classes present. With --activations
+    int8 a file of task bw computes with inputs of 8 bits: faster on CPUs, and almost the same.
 
     bnnpp eval runs/digits_vit-bnn++-bw/model.safetensors
     """
@@ -35,6 +37,7 @@ def evaluate(
     from binarize_cli.packed.format import read
 
     o.check_choice(classes, o.SCORED_CLASSES, "--classes")
+    o.check_choice(activations, o.ACTIVATIONS, "--activations")
     packed: Any = read(file)
     if packed.document.model.source == "caller":
         what = f"holds a network of the caller's own ({packed.document.model.name}): it has no model to build"
@@ -52,6 +55,7 @@ def evaluate(
     from binarize_cli.evaluation import measure, worst_confusions
     from binarize_cli.models.heads import LogitsOf
     from binarize_cli.models.load import Preprocessing
+    from binarize_cli.packed.int8_inputs import use_int8_inputs
     from binarize_cli.packed.runtime import rebuild
     from binarize_cli.report.confusion import sparse
     from binarize_cli.report.tables import worst_table
@@ -59,6 +63,9 @@ def evaluate(
     where = find_device(device)
     keep_freed_memory()
     net = place(rebuild(packed), where)
+    if activations == "int8":
+        net = use_int8_inputs(net)
+        say("inputs of binary weights in 8 bits: another network than the one that the file was scored with")
     if classes == "present":
         net = LogitsOf(net, [known.index(name) for name in images.classes])
     else:
@@ -71,12 +78,13 @@ def evaluate(
     if not math.isfinite(m.loss):
         raise InputError("the network's outputs are not finite", where=printable(str(file)))
     worst = worst_confusions(m, images.classes)
-    recorded = _recorded(packed, images, m)
+    recorded = _recorded(packed, images, m, activations)
     if as_json:
         account = {
             "file": str(file),
             "dataset": images.name,
             "classes": len(images.classes),
+            "activations": activations,
             "recorded": recorded,
             "worst": worst,
         }
@@ -84,19 +92,20 @@ def evaluate(
         result(json.dumps(whole, allow_nan=False))
         return
     scores = f"top-1 {m.top1:.2f}  top-5 {m.top5:.2f}  loss {m.loss:.4f}  images {m.images}"
-    result(f"{scores}  images/s {m.images_per_second:.0f}")
+    kind = "  inputs int8" if activations == "int8" else ""
+    result(f"{scores}  images/s {m.images_per_second:.0f}{kind}")
     if worst:
         show(worst_table(worst))
 
 
-def _recorded(packed: Any, images: Any, found: Any) -> dict[str, Any] | None:
+def _recorded(packed: Any, images: Any, found: Any, activations: str) -> dict[str, Any] | None:
     """Return the score that the file holds, if it is of the same images; warn if it is another."""
     scored, data = packed.document.accuracy, packed.document.data
     if scored is None or data.fingerprint != images.fingerprint or scored.images != found.images:
         return None
     if len(images.classes) != len(packed.document.model.classes):
         return None  # over fewer classes than the file's own score
-    if scored.top1 != found.top1:
+    if scored.top1 != found.top1 and activations == "float":
         warn(
             f"the file says top-1 {scored.top1:.2f} on these images, here it is {found.top1:.2f}: "
             "another device or version of torch may turn an image or two, more means another network"

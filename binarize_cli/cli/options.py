@@ -67,6 +67,9 @@ Set = Annotated[
 Epochs = Annotated[int | None, train("--epochs", help="Epochs of fine-tuning.")]
 BatchSize = Annotated[int | None, train("--batch-size", "-b", help="Images a step.")]
 ScoreBatchSize = Annotated[int, data("--batch-size", "-b", help="Images at a time.", min=1)]
+Activations = Annotated[
+    str, data("--activations", help="float, or int8: inputs of binary weights in 8 bits (task bw).")
+]
 ScoreWorkers = Annotated[int, data("--workers", "-j", help="Loader processes.", min=0)]
 Lr = Annotated[float | None, train("--lr", help="Peak learning rate.")]
 Opt = Annotated[str | None, train("--opt", help="Optimizer, by timm's name.")]
@@ -94,6 +97,7 @@ TeacherLogits = Annotated[
 ]
 SkipUnreadable = Annotated[bool, data("--skip-unreadable", help="Leave out images that cannot be decoded.")]
 
+ACTIVATIONS = ("float", "int8")
 SCORED_CLASSES = ("all", "present")
 ScoredClasses = Annotated[
     str,
