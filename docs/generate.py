@@ -65,7 +65,7 @@ def sentence(text: str) -> str:
 # --- the code --------------------------------------------------------------------------------------------
 
 
-ROOMS = ("cli", "bench", "models", "data", "binarize", "training", "packed", "report", "quantizers")
+ROOMS = ("cli", "bench", "models", "data", "binarize", "training", "packed", "export", "report", "quantizers")
 
 
 def tree() -> str:

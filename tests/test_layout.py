@@ -12,7 +12,18 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "binarize_cli"
 
-JOURNEY = ("device", "models", "job", "data", "binarize", "evaluation", "training", "packed", "report")
+JOURNEY = (
+    "device",
+    "models",
+    "job",
+    "data",
+    "binarize",
+    "evaluation",
+    "training",
+    "packed",
+    "export",
+    "report",
+)
 ABOVE = ("theory", "api", "setup", "pipeline", "bench", "analysis", "cli", "__main__")
 # each imports those before it too
 GROUND = (
@@ -31,7 +42,7 @@ ORDER = {room: place for place, room in enumerate((*JOURNEY, *ABOVE), start=1)} 
 
 HEAVY = {
     *("torch", "torchvision", "timm", "matplotlib", "huggingface_hub", "PIL", "safetensors", "jinja2"),
-    *("numba", "llvmlite"),
+    *("numba", "llvmlite", "onnx", "onnxruntime", "onnxscript", "qonnx"),
 }
 TOP = {
     *("binarize_cli", "bnnpp", "tests", "recipes", "docs"),

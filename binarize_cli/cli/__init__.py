@@ -18,6 +18,7 @@ from binarize_cli.cli.analyze import analyze
 from binarize_cli.cli.binarize import binarize
 from binarize_cli.cli.compare import compare
 from binarize_cli.cli.evaluate import evaluate
+from binarize_cli.cli.export import export
 from binarize_cli.cli.inspect import inspect
 from binarize_cli.cli.methods import methods
 from binarize_cli.cli.options import WithResume
@@ -44,6 +45,7 @@ app = typer.Typer(
 app.command(cls=WithResume)(binarize)
 app.command(name="eval")(evaluate)
 app.command()(predict)
+app.command()(export)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(compare)
 app.command()(analyze)
 app.command()(inspect)

@@ -11,9 +11,11 @@ from binarize_cli.cli import options as o
 from binarize_cli.console import result, say, show, warn
 from binarize_cli.errors import InputError, printable
 
+ONNX = ".onnx"
+
 
 def evaluate(
-    file: o.PackedFile,
+    file: o.ScoredFile,
     data_dir: o.DataDir = None,
     dataset: o.Dataset = None,
     batch_size: o.ScoreBatchSize = 64,
@@ -25,7 +27,7 @@ def evaluate(
     device: o.Device = "auto",
     as_json: o.Json = False,
 ) -> None:
-    """Score a packed file: no model flag, no recipe, no network access.
+    """Score a packed file, or an ONNX export of one: no model flag, no recipe, no network access.
 
     Without --data-dir or --dataset, on the dataset that the file was made with. A dataset of some of the
     file's classes is scored over all of them, or over its own with --classes present. With --activations
@@ -34,11 +36,13 @@ def evaluate(
     bnnpp eval runs/digits_vit-bnn++-bw/model.safetensors
     """
     from binarize_cli.data.datasets import check_dataset
-    from binarize_cli.packed.format import read
 
     o.check_choice(classes, o.SCORED_CLASSES, "--classes")
     o.check_choice(activations, o.ACTIVATIONS, "--activations")
-    packed: Any = read(file)
+    if file.suffix == ONNX and activations != "float":
+        hint = "Leave it out: 'bnnpp export --to onnx --activations int8' writes such a file."
+        raise InputError("an ONNX file computes as it was exported", where="--activations", hint=hint)
+    packed = _opened(file)
     if packed.document.model.source == "caller":
         what = f"holds a network of the caller's own ({packed.document.model.name}): it has no model to build"
         hint = "Score it in Python: net = bnnpp.load_into(YOUR_MODULE, FILE)."
@@ -56,13 +60,12 @@ def evaluate(
     from binarize_cli.models.heads import LogitsOf
     from binarize_cli.models.load import Preprocessing
     from binarize_cli.packed.int8_inputs import use_int8_inputs
-    from binarize_cli.packed.runtime import rebuild
     from binarize_cli.report.confusion import sparse
     from binarize_cli.report.tables import worst_table
 
-    where = find_device(device)
+    where = find_device("cpu" if file.suffix == ONNX else device)
     keep_freed_memory()
-    net = place(rebuild(packed), where)
+    net = place(_network(packed), where)
     if activations == "int8":
         net = use_int8_inputs(net)
         say("inputs of binary weights in 8 bits: another network than the one that the file was scored with")
@@ -96,6 +99,27 @@ def evaluate(
     result(f"{scores}  images/s {m.images_per_second:.0f}{kind}")
     if worst:
         show(worst_table(worst))
+
+
+def _opened(file: Path) -> Any:
+    """Return a packed file, or an ONNX file that was made of one: both have a path and a document."""
+    if file.suffix == ONNX:
+        from binarize_cli.export.onnx_file import read_onnx
+
+        return read_onnx(file)
+
+    from binarize_cli.packed.format import read
+
+    return read(file)
+
+
+def _network(opened: Any) -> Any:
+    if opened.path.suffix == ONNX:
+        return opened.network()
+
+    from binarize_cli.packed.runtime import rebuild
+
+    return rebuild(opened)
 
 
 def _recorded(packed: Any, images: Any, found: Any, activations: str) -> dict[str, Any] | None:

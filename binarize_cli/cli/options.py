@@ -23,6 +23,9 @@ model, data, train, run = _in("Model"), _in("Data"), _in("Training"), _in("Run")
 
 Model = Annotated[str, typer.Argument(help="deit_tiny, any timm name, torchvision/NAME, digits_vit ...")]
 PackedFile = Annotated[Path, typer.Argument(help="A file that 'bnnpp binarize' wrote.", metavar="FILE")]
+ScoredFile = Annotated[
+    Path, typer.Argument(help="A packed file, or a .onnx that 'bnnpp export' wrote.", metavar="FILE")
+]
 
 Weights = Annotated[Path | None, model("--weights", help="Float weights: .safetensors, .pth, or a folder.")]
 NoPretrained = Annotated[bool, model("--no-pretrained", help="Start from random weights.")]
