@@ -114,6 +114,11 @@ class RunFolder:
         return self.path / "report.html"
 
     @property
+    def card(self) -> Path:
+        """The model card, as the Hub reads it."""
+        return self.path / "README.md"
+
+    @property
     def log(self) -> Path:
         return self.path / "log.csv"
 
@@ -198,7 +203,9 @@ class RunFolder:
 
 LOCK = ".lock"
 BEGINNING = (LOCK, "log.csv", "recipe.yaml", "state")  # what a run writes before its identity
-LEFT_OVER = re.compile(r"\.(log\.csv|recipe\.yaml|report\.html|report\.json|model\.safetensors)\.\d+")
+LEFT_OVER = re.compile(
+    r"\.(log\.csv|recipe\.yaml|report\.html|report\.json|model\.safetensors|README\.md)\.\d+"
+)
 
 _claimed: list[Path] = []  # the folders that this process has held, in order
 

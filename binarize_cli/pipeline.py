@@ -34,6 +34,7 @@ from binarize_cli.packed.export import packed_tensors
 from binarize_cli.packed.format import PackedFile, read, write
 from binarize_cli.packed.runtime import rebuild
 from binarize_cli.recipe import Train
+from binarize_cli.report.card import render_card
 from binarize_cli.report.changed import changed_images
 from binarize_cli.report.document import report_document
 from binarize_cli.report.html import render
@@ -351,7 +352,7 @@ def some_images(run: Run) -> torch.Tensor:
 
 
 def report(run: Run, file: PackedFile, agreement: Agreement) -> dict:
-    """report.html, and last report.json: a run folder that has it is a finished run."""
+    """report.html, README.md, and last report.json: a run folder that has it is a finished run."""
     document = report_document(
         command=run.job.command,
         file=file,
@@ -370,6 +371,7 @@ def report(run: Run, file: PackedFile, agreement: Agreement) -> dict:
     )
     if ranks.is_rank0():
         write_text(run.folder.page, render(document))
+        write_text(run.folder.card, render_card(document))
         write_text(run.folder.report, as_json(document))
     show(accuracy_table(document["accuracy"]))
     return document

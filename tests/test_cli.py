@@ -409,7 +409,15 @@ def test_a_run_leaves_the_documented_files_and_the_next_one_takes_the_next_name(
     first = bnnpp("binarize", "digits_resnet", "--method", "bc", *SHORT)
     assert first.out == "runs/digits_resnet-bc-bw/model.safetensors\n"
     folder = first.packed.parent
-    documented = {"model.safetensors", "report.json", "report.html", "log.csv", "recipe.yaml", "state"}
+    documented = {
+        "model.safetensors",
+        "report.json",
+        "report.html",
+        "README.md",
+        "log.csv",
+        "recipe.yaml",
+        "state",
+    }
     assert {path.name for path in folder.iterdir()} == documented
     before = listing(folder)
     second = bnnpp("binarize", "digits_resnet", "--method", "bc", *SHORT)

@@ -58,8 +58,9 @@ def _load_onnx(path: Path, file: PackedFile) -> nn.Module:
 def _check_onnx(file: PackedFile) -> None:
     for name in ("onnx", "onnxscript", "onnxruntime"):
         needed(name)
+    inputs = file.document.inputs
     convolutions = any(row.binary and "conv" in row.kind for row in file.document.layers)
-    if file.format == 1 and file.document.task == "bwaa" and convolutions:
+    if inputs and inputs.overflow and inputs.tiles == "channel" and convolutions:
         what = "the int8 sums of a file of format 1 have another order, which no export has"
         raise InputError(what, where=printable(str(file.path)), hint="Binarize the model again.")
 
