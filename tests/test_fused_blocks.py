@@ -132,6 +132,29 @@ def test_transformer_blocks(name, monkeypatch):
     assert torch.equal(net(x), one_by_one(net, x))
 
 
+@torch.no_grad()
+def test_binary_attention_decides_every_sign_as_its_modules_do(monkeypatch):
+    net = shaken(rebuild(read(GOLDEN / "format1-digits_vit-bwaa-attention.safetensors")))
+    doubts: list[int] = []
+    weigh = kernels.weigh_signs
+
+    def counted(*args):
+        signs, doubtful = weigh(*args)
+        doubts.append(int(doubtful.sum()))
+        return signs, doubtful
+
+    monkeypatch.setattr(kernels, "weigh_signs", counted)
+    x = torch.randn(200, 1, 8, 8)
+    found = net(x)
+    assert len(doubts) == 4 and torch.equal(found, one_by_one(net, x))
+    monkeypatch.setattr(kernels, "weigh_signs", lambda *args: _in_doubt(*weigh(*args)))
+    assert torch.equal(net(x[:20]), one_by_one(net, x[:20])), "every row is computed anew"
+
+
+def _in_doubt(signs: Tensor, doubts: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.zeros_like(signs), torch.ones_like(doubts)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.sampled_from([nn.GELU(), nn.GELU("tanh"), nn.ReLU(), nn.SiLU(), nn.Hardswish()]),

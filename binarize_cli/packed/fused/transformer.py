@@ -10,7 +10,8 @@ from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 from torchvision.models.vision_transformer import EncoderBlock
 
-from binarize_cli.binarize.attention import LinearProjAttention
+from binarize_cli.binarize.attention import LinearProjAttention, UnfusedAttention
+from binarize_cli.packed.fused.binary_attention import binary_attention
 from binarize_cli.packed.fused.conditions import unobserved
 from binarize_cli.packed.fused.perceptron import layers_of, perceptron
 from binarize_cli.packed.popcount_layers import Made, PopcountLinear, suits
@@ -45,18 +46,34 @@ class FusedEncoderBlock(EncoderBlock):
 def _attended(attention: Any, x: Tensor, past: Tensor) -> Tensor:
     """attention(x) + past."""
     last: Any
-    if type(attention) is LinearProjAttention and attention.matmuls is None:
-        last, mixed = attention.out_proj, _mixed(attention.in_proj(x), attention.num_heads)
+    mixed: Tensor | None
+    if type(attention) is LinearProjAttention:
+        last, qkv = attention.out_proj, attention.in_proj(x)
+        if attention.matmuls is None:
+            mixed = _mixed(qkv, attention.num_heads)
+        else:
+            mixed = binary_attention(attention.matmuls, qkv, attention.num_heads)
+    elif type(attention) is UnfusedAttention and _identity(attention.q_norm, attention.k_norm):
+        last = attention.proj
+        mixed = binary_attention(attention.matmuls, attention.qkv(x), attention.num_heads)
+        mixed = None if mixed is None else attention.norm(mixed)
     elif type(attention) is Attention and attention.fused_attn and attention.gate is None:
-        qkv = attention.qkv(x)
-        last, mixed = attention.proj, _mixed(qkv, attention.num_heads, attention.q_norm, attention.k_norm)
+        last, qkv = attention.proj, attention.qkv(x)
+        mixed = _mixed(qkv, attention.num_heads, attention.q_norm, attention.k_norm)
         mixed = attention.norm(mixed)
     else:
-        y = attention(x, x, x, need_weights=False)[0] if hasattr(attention, "in_proj") else attention(x)
+        mixed = None
+    if mixed is None:
+        three = isinstance(attention, LinearProjAttention | nn.MultiheadAttention)
+        y = attention(x, x, x, need_weights=False)[0] if three else attention(x)
         return past + y
     if type(last) is PopcountLinear and suits(last, mixed):
         return last.added_to(past, mixed)
     return past + last(mixed)
+
+
+def _identity(*modules: nn.Module) -> bool:
+    return all(isinstance(module, nn.Identity) for module in modules)
 
 
 def _mixed(qkv: Tensor, heads: int, q_norm: Any = None, k_norm: Any = None) -> Tensor:

@@ -6,10 +6,11 @@ Importing this imports numba, which takes a tenth of a second; import it when a 
 from binarize_cli.packed.kernels.accumulator import Int8
 from binarize_cli.packed.kernels.attention import (
     PackedColumns,
-    popcount_attention,
+    mix_values,
     popcount_pairs,
     sign_sums,
     transposed_bits,
+    weigh_signs,
 )
 from binarize_cli.packed.kernels.compiled import when_compiling
 from binarize_cli.packed.kernels.conv import PopcountConv, pack_kernels, unpack_kernels
@@ -34,18 +35,19 @@ __all__ = [
     "arithmetic",
     "expand_signs",
     "matrix_of_bytes",
+    "mix_values",
     "pack_heads",
     "pack_image",
     "pack_kernels",
     "pack_layer_norm",
     "pack_matrix",
     "pack_signs",
-    "popcount_attention",
     "popcount_pairs",
     "quantize",
     "sign_sums",
     "signs_of",
     "transposed_bits",
     "unpack_kernels",
+    "weigh_signs",
     "when_compiling",
 ]

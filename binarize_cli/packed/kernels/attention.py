@@ -1,6 +1,6 @@
-"""Attention's products of signs: q k^T and p v alone, and both with the softmax between them, head by head.
+"""Attention's products of signs: alone, q k^T with the softmax behind it, and p v, head by head.
 
-In the latter, scores and probabilities of a head stay in the cache: nothing of size L x L goes to memory.
+With the softmax, scores and probabilities of a head stay in the cache: of size L x L only bits go to memory.
 """
 
 from __future__ import annotations
@@ -63,31 +63,55 @@ def popcount_pairs(left: Tensor, right: PackedColumns) -> Tensor:
 
 
 @timed("binary products")
-def popcount_attention(
+def weigh_signs(
     queries: Tensor,  # int64 [N, heads, L, words]
     keys: PackedColumns,  # of N * heads
-    values: PackedColumns,  # likewise, of as many columns as a head is wide, each of L bits
     scale: float,  # of scores, 1 / sqrt(width of a head)
     threshold: Tensor,  # float32 [heads], of probabilities
-) -> Tensor:
-    """Mix values by the signs of softmax(scale * scores) - threshold: float32 [N, L, heads * width]."""
+) -> tuple[Tensor, Tensor]:
+    """Return the signs of softmax(scale * scores) - threshold, int64 [N * heads, L, words], and their doubts.
+
+    The doubts, bool [N * heads, L], are the rows in which a probability is so near to the threshold that
+    another order of operations might give it another sign.
+    """
     batch, heads, length, words = queries.shape
-    out = torch.empty(batch, length, heads * values.outputs + values.padded - values.outputs)
-    if (keys.rule is None) != (values.rule is None):
-        raise ValueError("both products of attention need an accumulator, or neither")
-    compute = attention(keys.rule is not None)
-    tables = *row_tables(length, words), *row_tables(length, words_of(length))
+    queries = queries.contiguous()
+    signs = torch.empty(batch * heads, length, words_of(keys.outputs), dtype=torch.int64)
+    doubts = torch.zeros(batch * heads, length, dtype=torch.bool)
     arguments = (
         (queries.data_ptr(), heads, length, keys.outputs),
         keys.numbers,
-        values.numbers,
-        (kernel_numbers(keys.rule), kernel_numbers(values.rule)),
-        tuple(table.data_ptr() for table in tables),
+        kernel_numbers(keys.rule),
+        tuple(table.data_ptr() for table in row_tables(length, words)),
         (np.float32(scale), threshold.data_ptr()),
-        (out.data_ptr(), out.shape[2], values.outputs),
+        (signs.data_ptr(), doubts.data_ptr(), signs.shape[2]),
     )
-    work = batch * heads * length * (keys.padded * keys.length + values.padded * length)
+    compute = weights_of_attention(keys.rule is not None)
+    work = batch * heads * length * keys.padded * keys.length
     in_parts(lambda first, last: compute(*arguments, first, last), batch, work)
+    return signs, doubts
+
+
+@timed("binary products")
+def mix_values(signs: Tensor, values: PackedColumns, heads: int, addend: Tensor) -> Tensor:
+    """Mix n packed factors by signs, int64 [n, L, words]; add float32 [heads, width]: [N, L, heads * width].
+
+    `values` are those of n = N * heads, with as many columns as a head is wide, each of L bits.
+    """
+    count, length, words = signs.shape
+    out = torch.empty(count // heads, length, heads * values.outputs + values.padded - values.outputs)
+    past = torch.zeros(heads, values.padded)
+    past[:, : values.outputs] = addend
+    arguments = (
+        (signs.data_ptr(), heads, length),
+        values.numbers,
+        kernel_numbers(values.rule),
+        tuple(table.data_ptr() for table in row_tables(length, words)),
+        (out.data_ptr(), out.shape[2], values.outputs, past.data_ptr()),
+    )
+    compute = mixture_of_attention(values.rule is not None)
+    work = count * length * values.padded * length
+    in_parts(lambda first, last: compute(*arguments, first, last), count // heads, work)
     return out[..., : heads * values.outputs]
 
 
@@ -165,10 +189,17 @@ def pairs(tiled: bool) -> Callable:
 
 
 @cache
-def attention(tiled: bool) -> Callable:
-    """Return the kernel behind `popcount_attention`."""
+def weights_of_attention(tiled: bool) -> Callable:
+    """Return the kernel behind `weigh_signs`."""
     rows_by_columns = products(masked=False, tiled=tiled, ending="plain")
-    return specialised(_attend, f"attend{'_tiled' * tiled}", rows_by_columns=rows_by_columns)
+    return specialised(_weigh, f"weigh{'_tiled' * tiled}", rows_by_columns=rows_by_columns)
+
+
+@cache
+def mixture_of_attention(tiled: bool) -> Callable:
+    """Return the kernel behind `mix_values`."""
+    rows_by_columns = products(masked=False, tiled=tiled, ending="add")
+    return specialised(_mix, f"mix{'_tiled' * tiled}", rows_by_columns=rows_by_columns)
 
 
 def _pairs(left, rows, columns, accumulator, tables, out, first, last):
@@ -187,37 +218,54 @@ def _pairs(left, rows, columns, accumulator, tables, out, first, last):
         )
 
 
-def _attend(queries, keys, values, accumulators, tables, softmax, results, first, last):
+def _weigh(queries, keys, accumulator, tables, softmax, results, first, last):
     """Images first ... last - 1.
 
-    queries: (words, heads, rows, keys of a head); keys, values: as in `pairs`; tables: those of the rows of
-    queries and of probabilities; softmax: (scale, thresholds [heads]); results: (out, its width, a head's).
+    queries: (words, heads, rows, keys of a head); keys: as in `pairs`; tables: those of the rows of queries;
+    softmax: (scale, thresholds [heads]); results: (signs, doubts, words of a row of signs).
     """
     left, heads, rows, columns = queries
-    out, width, depth = results
-    v_words = values[3]
     scores = np.empty((rows, keys[4]), np.float32)
-    signs = np.empty((rows, v_words), np.uint64)
-    scores_at, signs_at = np.int64(scores.ctypes.data), np.int64(signs.ctypes.data)
+    scores_at = np.int64(scores.ctypes.data)
     for i in range(first * heads, last * heads):
         rows_by_columns(
             (left + 8 * i * rows * keys[3], tables[0], tables[2]),
             (keys[0] + 8 * i * keys[4] * keys[3], keys[3], keys[4]),
             (0, keys[2], 0),
-            accumulators[0],
+            accumulator,
             (scores_at, tables[1], keys[4], keys[1] + 8 * i * keys[4], 0, 0, 0, 0),
             0,
             rows,
         )
         threshold = load_float32(softmax[1] + 4 * (i % heads))
-        place = out + 4 * (i // heads * rows * width + i % heads * depth)
-        softmax_signs(scores, columns, softmax[0], threshold, signs_at)
+        signs_at, doubts_at = results[0] + 8 * i * rows * results[2], results[1] + i * rows
+        softmax_signs(scores, columns, softmax[0], threshold, signs_at, doubts_at)
+
+
+def _mix(signs, values, accumulator, tables, results, first, last):
+    """Images first ... last - 1.
+
+    signs: (words, heads, rows); values: as in `pairs`; tables: those of the rows of signs; results: (out,
+    its width, a head's, what is added).
+    """
+    words_at, heads, rows = signs
+    out, width, depth, past = results
+    for i in range(first * heads, last * heads):
         rows_by_columns(
-            (signs_at, tables[3], tables[5]),
-            (values[0] + 8 * i * values[4] * v_words, v_words, values[4]),
+            (words_at + 8 * i * rows * values[3], tables[0], tables[2]),
+            (values[0] + 8 * i * values[4] * values[3], values[3], values[4]),
             (0, values[2], 0),
-            accumulators[1],
-            (place, tables[4], width, values[1] + 8 * i * values[4], 0, 0, 0, 0),
+            accumulator,
+            (
+                out + 4 * (i // heads * rows * width + i % heads * depth),
+                tables[1],
+                width,
+                values[1] + 8 * i * values[4],
+                past + 4 * (i % heads) * values[4],
+                0,
+                0,
+                0,
+            ),
             0,
             rows,
         )

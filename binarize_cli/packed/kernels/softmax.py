@@ -6,21 +6,38 @@ import numpy as np
 
 from binarize_cli.packed.kernels.compiled import kernel
 from binarize_cli.packed.kernels.pack import pack_run
-from binarize_cli.packed.kernels.vectors import as_float32
+from binarize_cli.packed.kernels.vectors import as_float32, as_int32, store_byte
+
+DOUBT = np.float32(1e-5)  # relative: ten times what rounding does to exponentials and their sum
 
 
 @kernel
-def softmax_signs(scores, columns, scale, threshold, bits):
-    """Pack softmax(scale * row) >= threshold of rows of scores [rows, columns and padding], at `bits`."""
+def softmax_signs(scores, columns, scale, threshold, bits, doubts):
+    """Pack softmax(scale * row) >= threshold of rows of scores [rows, columns and padding], at `bits`.
+
+    A byte at `doubts` becomes 1 for each row with a probability that is all but on the threshold.
+    """
     words = (columns + 63) // 64
     limit, nothing = np.empty(columns, np.float32), np.full(columns, np.nan, np.float32)
     for r in range(len(scores)):
         row = scores[r, :columns]
-        limit[:] = threshold * exponentials(row, scale)
+        edge = threshold * exponentials(row, scale)
+        limit[:] = edge
         at = np.int64(row.ctypes.data)
         pack_run(
             at, np.int64(limit.ctypes.data), np.int64(nothing.ctypes.data), bits + 8 * words * r, columns
         )
+        if nearest(row, edge) <= DOUBT * edge:
+            store_byte(doubts + r, np.uint8(1))
+
+
+@kernel(reorder=True)
+def nearest(row, edge):
+    """Return how near a row comes to `edge`, by the bits of floats, which sort as integers do."""
+    least = np.int32(0x7F800000)
+    for j in range(row.size):
+        least = min(least, as_int32(abs(row[j] - edge)))
+    return as_float32(least)
 
 
 @kernel(reorder=True)

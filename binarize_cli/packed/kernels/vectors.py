@@ -54,6 +54,28 @@ def store_word(typing, address, word):
 
 
 @intrinsic
+def store_byte(typing, address, byte):
+    """Write a byte to an address."""
+
+    def generate(context, builder, signature, arguments):
+        address, byte = arguments
+        builder.store(byte, builder.inttoptr(address, ir.PointerType(ir.IntType(8))), align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.uint8), generate
+
+
+@intrinsic
+def as_int32(typing, number):
+    """The bits of a float32."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], ir.IntType(32))
+
+    return types.int32(types.float32), generate
+
+
+@intrinsic
 def as_float32(typing, bits):
     """The float32 with those 32 bits."""
 
