@@ -7,7 +7,6 @@ import shutil
 import sys
 from pathlib import Path
 
-import onnx
 import pytest
 import timm
 import torch
@@ -18,11 +17,13 @@ from binarize_cli.binarize.accumulator import AccumulatorRule, Window
 from binarize_cli.errors import BnnppError, InputError
 from binarize_cli.export.held import hold
 from binarize_cli.export.onnx_file import read_onnx
-from binarize_cli.export.onnx_layers import FloatSums, table_of_bytes
+from binarize_cli.export.onnx_layers import FloatSums, dress, table_of_bytes
 from binarize_cli.packed.bits import pack
 from binarize_cli.packed.format import read
 from binarize_cli.packed.integer_accumulator import IntegerAccumulator
 from binarize_cli.packed.runtime import rebuild
+
+onnx = pytest.importorskip("onnx", reason="the extra bnnpp[onnx] is not installed")
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -139,6 +140,14 @@ def test_sums_without_branches_are_those_of_the_integer_accumulator(overflow, sh
     assert torch.equal(ours.conv(images, kernels, window), theirs.conv(images, kernels, window))
     left, right = signs(2, 3, 7, 130), signs(2, 3, 9, 130)
     assert torch.equal(ours.matmul(left, right), theirs.matmul(left, right))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["format1-digits_resnet-bwa", "format2-digits_resnet-bwaa"])
+def test_the_layers_to_trace_compute_what_the_file_does(name):
+    file = read(GOLDEN / f"{name}.safetensors")
+    x = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(dress(rebuild(file), "float")(x), rebuild(file)(x), rtol=1e-4, atol=1e-4)
 
 
 # --- what does not agree, and what is refused ------------------------------------------------------------

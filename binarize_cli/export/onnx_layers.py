@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.onnx.ops import symbolic, symbolic_multi_out
 
 from binarize_cli.binarize.accumulator import HIGH, LOW, TILE, AccumulatorRule, Window
-from binarize_cli.binarize.activations import SignInput, above
+from binarize_cli.binarize.activations import Border, SignInput, above, bordered
 from binarize_cli.binarize.layers import BinaryConv2d, BinaryLinear
 from binarize_cli.binarize.matmuls import BinaryMatmul
 from binarize_cli.binarize.tiles import tiles_of_conv
@@ -93,8 +93,9 @@ class StepInput(nn.Module):
         self.register_buffer("threshold", input.threshold)
         self.register_buffer("scale", input.scale)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.where(above(x, self.threshold, self.axes) >= 0, 1.0, -1.0), self.scale
+    def forward(self, x: Tensor, border: Border | None = None) -> tuple[Tensor, Tensor]:
+        signs = torch.where(above(x, self.threshold, self.axes) >= 0, 1.0, -1.0)
+        return bordered(signs, border), self.scale
 
 
 class BipolarInput(nn.Module):
@@ -112,8 +113,8 @@ class BipolarInput(nn.Module):
         self.register_buffer("scale", input.scale)
         self.register_buffer("one", torch.ones(()))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return bipolar(above(x, self.threshold, self.axes), self.one), self.scale
+    def forward(self, x: Tensor, border: Border | None = None) -> tuple[Tensor, Tensor]:
+        return bordered(bipolar(above(x, self.threshold, self.axes), self.one), border), self.scale
 
 
 def bipolar(x: Tensor, scale: Tensor) -> Tensor:
