@@ -143,7 +143,15 @@ def test_sums_without_branches_are_those_of_the_integer_accumulator(overflow, sh
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["format1-digits_resnet-bwa", "format2-digits_resnet-bwaa"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "format1-digits_resnet-bwa",
+        "format2-digits_resnet-bwaa",
+        "format2-digits_vit-bwaa",
+        "format2-digits_vit-bwaa-attention",
+    ],
+)
 def test_the_layers_to_trace_compute_what_the_file_does(name):
     file = read(GOLDEN / f"{name}.safetensors")
     x = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
