@@ -109,3 +109,12 @@ def test_the_results_of_finished_runs_are_kept(generate, monkeypatch, tmp_path, 
     kept = json.loads(file.read_text())
     assert kept["accuracy"]["packed"]["top1"] == report["accuracy"]["packed"]["top1"]
     assert file.name.startswith("digits_resnet-digits-bnn++-bw-") and "2epochs-seed0" in file.name
+
+
+def test_pictures_are_those_of_the_stored_results(generate):
+    for name, draw in generate.PLOTS.items():
+        picture = (generate.ROOT / "docs" / name).read_text(encoding="utf-8")
+        assert picture == draw(), "run `uv run python docs/generate.py`"
+    rows = generate.measured()
+    assert rows and {row["batch_size"] for row in rows} == {1, 32}
+    assert all(row["task"] in ("bw", "bwa", "bwaa") and row["float"] > 0 < row["packed"] for row in rows)

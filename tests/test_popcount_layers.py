@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -148,3 +149,23 @@ def test_numba_is_imported_for_binary_inputs_alone():
         "sys.exit('numba' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+def test_scoring_compiles_once_and_says_so_and_needs_no_folder_for_it(tmp_path):
+    file = GOLDEN / "format1-digits_vit-bwa.safetensors"
+
+    def score(folder: Path) -> subprocess.CompletedProcess:
+        words = [sys.executable, "-m", "binarize_cli", "eval", str(file), "-j", "0", "--device", "cpu"]
+        environment = os.environ | {"NUMBA_CACHE_DIR": str(folder)}
+        return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
+
+    (tmp_path / "file").touch()
+    first, second, nowhere = (score(tmp_path / name) for name in ("cache", "cache", "file"))
+    assert [done.returncode for done in (first, second, nowhere)] == [0, 0, 0], nowhere.stderr
+    assert [done.stderr.count("compiling the popcount kernels") for done in (first, second, nowhere)] == [
+        1,
+        0,
+        1,
+    ]
+    scores = {done.stdout.partition("images/s")[0] for done in (first, second, nowhere)}
+    assert len(scores) == 1

@@ -15,6 +15,9 @@ from binarize_cli.binarize.activations import SignInput
 from binarize_cli.binarize.matmuls import BinaryAVMatmul, BinaryQKMatmul, DotProductAttention
 from binarize_cli.packed import kernels
 from binarize_cli.packed.integer_accumulator import IntegerAccumulator
+from binarize_cli.quantizers.functions import sign
+
+ROWS_AT_A_TIME = 256  # in doubt
 
 
 def binary_attention(matmuls: DotProductAttention, qkv: Tensor, heads: int) -> Tensor | None:
@@ -34,7 +37,7 @@ def binary_attention(matmuls: DotProductAttention, qkv: Tensor, heads: int) -> T
     columns = kernels.PackedColumns(keys.flatten(0, 1), depth, beta, bias, _rule(qk))
     limit = av.left.threshold.contiguous()
     signs, doubts = kernels.weigh_signs(queries, columns, depth**-0.5, limit)
-    _decide(signs, doubts, matmuls, x, heads)
+    _decide(signs, doubts, qk, limit, x, queries, keys)
 
     turned = kernels.transposed_bits(values.flatten(0, 1), depth)
     ones = kernels.sign_sums(turned.view(n, heads, depth, -1), torch.ones(heads, length))
@@ -70,25 +73,24 @@ def _rule(matmul: Any) -> kernels.Int8 | None:
     return rule and kernels.Int8(rule.overflow, rule.shift)
 
 
-def _decide(signs: Tensor, doubts: Tensor, matmuls: DotProductAttention, x: Tensor, heads: int) -> None:
-    """Put the signs of the rows in doubt right: int64 [N heads, L, words], bool [N heads, L], in place."""
-    qk: Any = matmuls.qk
-    av: Any = matmuls.av
-    depth = x.shape[3]
-    for i in doubts.any(1).nonzero().flatten().tolist():
-        n, head = divmod(i, heads)
-        rows = doubts[i].nonzero().flatten()
-        own = slice(head * depth, (head + 1) * depth)
-        scores = _part(qk, own)(x[n, head][rows][None, None], x[n, heads + head][None, None])
-        p = (scores * depth**-0.5).softmax(-1)[0, 0]
-        limit = av.left.threshold[head].expand(p.shape[1])
-        signs[i, rows] = kernels.pack_signs(p, kernels.Limits.of_threshold(limit.contiguous()))
+def _decide(
+    signs: Tensor, doubts: Tensor, qk: Any, limit: Tensor, x: Tensor, queries: Tensor, keys: Tensor
+) -> None:
+    """Put the signs of the rows in doubt right, in place: int64 [N heads, L, words], bool [N heads, L].
 
-
-def _part(qk: Any, own: slice) -> BinaryQKMatmul:
-    """The same matmul for one head, with the thresholds of its channels."""
-    left, right = (
-        SignInput(each.axes, None if each.threshold is None else each.threshold[own], each.scale)
-        for each in (qk.left, qk.right)
-    )
-    return BinaryQKMatmul(left, right, qk.accumulator)
+    Sums are exact in any case; torch adds what the threshold of the queries took off, and does the softmax.
+    """
+    heads, depth = queries.shape[1], x.shape[3]
+    for some in doubts.nonzero().split(ROWS_AT_A_TIME):
+        pair, row = some.unbind(1)
+        n, head = pair // heads, pair % heads
+        beta, bias = float(qk.left.scale * qk.right.scale), None
+        if qk.left.threshold is not None:
+            k = sign(x[n, heads + head] - _threshold(qk.right, heads, depth)[head].unsqueeze(1))
+            taken = k * qk.left.threshold.view(heads, depth)[head].unsqueeze(1)
+            bias = qk.right.scale * taken.sum(-1)  # [rows, L]
+        columns = kernels.PackedColumns(keys[n, head], depth, beta, bias, _rule(qk))
+        scores = kernels.popcount_pairs(queries[n, head, row].unsqueeze(1), columns).squeeze(1)
+        p = (scores * depth**-0.5).softmax(-1)
+        decided = sign(p - limit[head].unsqueeze(1))
+        signs[pair, row] = kernels.pack_signs(decided, kernels.Limits.of_threshold(torch.zeros(p.shape[1])))
