@@ -12,4 +12,6 @@ def unobserved(x: Tensor, parts: Iterable[nn.Module]) -> bool:
     """Return whether nothing asks for gradients, for other numbers, or for the outputs of single layers."""
     if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return False
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
     return not any(each._forward_hooks or each._forward_pre_hooks or each.training for each in parts)
