@@ -37,12 +37,30 @@ for tf32 in (False, True):
 print('farthest from a whole number:', worst)
 assert worst < 0.25"
 
+# Do the kernels in Triton compute what the CPU does, forwards and backwards? Does Triton work at all?
+check kernels 120 env PYTHONPATH=tests "$PYTHON" -c "
+import torch, test_fused as t
+from binarize_cli.binarize.fused.launch import triton_works
+assert '$DEVICE' == 'cpu' or triton_works(), 'Triton does not work here'
+torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+for name, make in t.LAYERS.items():
+    for mode in ('soft', 'hard'):
+        for rule in (None, t.AccumulatorRule('saturate')):
+            if rule and mode == 'soft':  # a last bit decides what overflows
+                continue
+            layer, x = t.layer_of(make(), mode, rule)
+            expected = t.gradients(layer, x)
+            layer.zero_grad()
+            for there, here in zip(t.gradients(layer.to('$DEVICE'), x.to('$DEVICE')), expected):
+                torch.testing.assert_close(there, here, rtol=1e-3, atol=1e-3)"
+
 run() { bnnpp "$1" 90 binarize "${@:2}" --device "$DEVICE" --epochs 2 -b 128 --overwrite -o "$out/$1"; }
 run vit-bw digits_vit
 run vit-bw-off digits_vit --amp off
 run vit-pq-fp16 digits_vit --method pq --amp fp16 --set train.ema=0.9
 run vit-compiled digits_vit --compile
 run resnet-bwa digits_resnet --task bwa
+run resnet-bwa-deterministic digits_resnet --task bwa --deterministic
 run resnet-bwa-off digits_resnet --task bwa --amp off
 run resnet-bwaa digits_resnet --task bwaa
 run vit-attention digits_vit --task bwaa --set activation.attention=binary
@@ -51,8 +69,8 @@ bnnpp eval-on-cpu 60 eval "$out/resnet-bwa/model.safetensors" --device cpu
 
 bench() { bnnpp "$1" 90 bench train "${@:2}" --device "$DEVICE"; }
 data=(--dataset cifar10 ${BNNPP_DATA:+--data-dir "$BNNPP_DATA"})
-bench bench-resnet20 resnet20 --tasks bw,bwa -b 512 "${data[@]}"
-bench bench-deit_tiny deit_tiny --tasks bw -b 256 "${data[@]}"
+bench bench-resnet20 resnet20 --tasks bw,bwa,bwaa -b 512 "${data[@]}"
+bench bench-deit_tiny deit_tiny --tasks bw,bwa,bwaa -b 256 "${data[@]}"
 bench bench-resnet20-compiled resnet20 --tasks bw -b 512 --compile "${data[@]}"
 
 echo "--- what failed (logs: $out)"
