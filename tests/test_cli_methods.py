@@ -67,18 +67,21 @@ def test_card(name):
 
 def test_card_as_json():
     card = json.loads(run("methods", "bnn++", "--json"))
-    assert card["schedules"]["mu"] == {"start": 5.0, "end": 150.0, "shape": "linear"}
+    assert card["schedules"]["mu"] == {"start": 5.0, "end": 300.0, "shape": "log"}
     assert card["normalize"] == METHODS["bnn++"].normalize
     assert json.loads(run("methods", "ptq", "--json"))["B"] is None
+
+
+MIDDLE = 5**0.5 * 300**0.5  # mu of bnn++ in the middle of its schedule
 
 
 @pytest.mark.parametrize("spelling", [["--at", "-1,-0.03,0,0.03,1"], ["--at=-1,-0.03,0,0.03,1"]])
 def test_values_of_bnnpp(spelling):
     found = json.loads(run("methods", "bnn++", *spelling, "--progress", "0.5", "--json"))
     x = np.array([-1, -0.03, 0, 0.03, 1])
-    assert found["x"] == x.tolist() and found["progress"] == 0.5 and found["parameters"] == {"mu": 77.5}
-    np.testing.assert_allclose(found["F"], sign_swish(x, 77.5), rtol=0, atol=1e-12)
-    slope = difference(lambda x: sign_swish(x, 77.5), x)
+    assert found["x"] == x.tolist() and found["progress"] == 0.5 and found["parameters"] == {"mu": MIDDLE}
+    np.testing.assert_allclose(found["F"], sign_swish(x, MIDDLE), rtol=0, atol=1e-12)
+    slope = difference(lambda x: sign_swish(x, MIDDLE), x)
     np.testing.assert_allclose(found["B"], slope, rtol=1e-6, atol=1e-6)
 
 

@@ -199,7 +199,7 @@ TABLE = {  # method -> F, B, update, schedule; bnn++'s end is ours to choose
     "bc": (sign, np.ones_like, "forward-backward", {}),
     "bnn": (sign, box, "forward-backward", {}),
     "bnn+": (sign, sign_swish_slope, "forward-backward", {"mu": (5, 5)}),
-    "bnn++": (sign_swish, sign_swish_slope, "forward-backward", {"mu": (5, 150)}),
+    "bnn++": (sign_swish, sign_swish_slope, "forward-backward", {"mu": (5, 300)}),
     "pc": (linear_quantizer, np.ones_like, "forward-backward", {"rho": (0.01, 10)}),
 }
 
@@ -215,6 +215,8 @@ def test_each_method_is_its_row_of_the_design(name, progress):
     method, (F, B, update, ends) = METHODS[name], TABLE[name]
     x = np.array([-50, -2, -1, -0.3, -0.01, 0, 0.01, 0.2, 1, 1.5, 50])
     now = {key: start + (end - start) * progress for key, (start, end) in ends.items()}
+    if "mu" in ends:  # by equal factors
+        now["mu"] = ends["mu"][0] ** (1 - progress) * ends["mu"][1] ** progress
     assert method.values(progress) == pytest.approx(now)
     np.testing.assert_allclose(method.F(x, now), F(x, **now if F in (sign_swish, linear_quantizer) else {}))
     assert (method.backward is None) == (B is None)

@@ -262,11 +262,11 @@ def test_f_is_sign_in_the_last_share_and_the_schedule_is_through_just_before(
     rows = fine_tuning.run()
     hard, mu, is_sign = zip(*seen, strict=True)
     assert len(seen) == 20 and list(hard) == list(is_sign) == [False] * soft + [True] * (20 - soft)
-    assert mu[0] == 5.0 and mu[soft - 1] == 150.0 and set(mu[soft:]) <= {150.0}
-    steps = np.diff(mu[:soft])
-    np.testing.assert_allclose(steps, steps[0], rtol=1e-4)
+    assert mu[0] == 5.0 and mu[soft - 1] == 300.0 and set(mu[soft:]) <= {300.0}
+    factors = np.array(mu[1:soft]) / mu[: soft - 1]
+    np.testing.assert_allclose(factors, factors[0], rtol=1e-4)
     assert (rows[0].parameters, rows[0].hard) == ({"mu": 5.0}, False)
-    assert (rows[-1].parameters, rows[-1].hard) == ({"mu": 150.0}, harden > 0)
+    assert (rows[-1].parameters, rows[-1].hard) == ({"mu": 300.0}, harden > 0)
 
 
 @pytest.mark.parametrize(("method", "fresh"), [("bnn++", True), ("pc", True), ("bc", False), ("bnn", False)])
@@ -644,6 +644,7 @@ def test_devices_are_found_or_refused_by_name(monkeypatch):
 def test_devices_are_counted(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
     assert find_device("auto").type == "cuda" and find_device("cuda:1") == torch.device("cuda:1")
     with pytest.raises(InputError, match="2 CUDA devices"):
         find_device("cuda:2")

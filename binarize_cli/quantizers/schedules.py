@@ -29,7 +29,7 @@ class Schedule:
     def __call__(self, progress: float) -> float:
         t = min(max(progress, 0.0), 1.0)
         if self.shape == "log":
-            return math.exp(math.log(self.start) * (1 - t) + math.log(self.end) * t)
+            return self.start ** (1 - t) * self.end**t
         share = _sigmoid_share(t) if self.shape == "sigmoid" else t
         return self.start * (1 - share) + self.end * share
 
