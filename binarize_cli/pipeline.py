@@ -311,8 +311,9 @@ def with_overflow(run: Run, row: Layer) -> Layer:
 def ship(run: Run) -> tuple[PackedFile, Agreement]:
     """Write the file, load it back, hold its logits against the network's, and score it.
 
-    A file that does not compute what the network does is kept, since training took hours, and told of. Raises
-    BnnppError if it cannot be read; then it is removed, and the state of the training is left.
+    With binary inputs a rounding of the device may turn signs, and many after them: such a file is kept,
+    since training took hours, and told of. Raises BnnppError if the file cannot be read, or if a network
+    without binary inputs computes something else; then the file is removed, and the state is left.
     """
     tensors = packed_tensors(run.net, run.recipe.pack.float_dtype)
     facts = provenance(run.model, run.recipe, run.device, run.steps())
@@ -320,15 +321,10 @@ def ship(run: Run) -> tuple[PackedFile, Agreement]:
     ranks.broadcast_from_rank0(lambda: write(run.folder.packed, document, tensors))
     try:
         loaded = place(rebuild(read(run.folder.packed)), run.device)
+        agreement = ranks.broadcast_from_rank0(lambda: checked(run, loaded))
     except BnnppError:
         run.folder.packed.unlink(missing_ok=True)
         raise
-    binary_inputs = run.recipe.task != "bw"
-    agreement = ranks.broadcast_from_rank0(
-        lambda: compare_logits(run.net, loaded, some_images(run), binary_inputs)
-    )
-    if not agreement.agrees:
-        warn(f"{agreement}: this is a fault of bnnpp. The file is kept, and its accuracy is its own.")
     run.accuracy["packed"] = run.score(loaded)
     run.inputs = ranks.broadcast_from_rank0(lambda: input_distributions(run.net, some_images(run)))
     if run.job.show_images and run.float_net:
@@ -336,6 +332,17 @@ def ship(run: Run) -> tuple[PackedFile, Agreement]:
     scored = document.scored(run.accuracy["packed"].to_json(speed=False))
     ranks.broadcast_from_rank0(lambda: write(run.folder.packed, scored, tensors))
     return read(run.folder.packed), agreement
+
+
+def checked(run: Run, loaded: torch.nn.Module) -> Agreement:
+    """Return how far the loaded file agrees with the network. Raises BnnppError, or warns, if it does not."""
+    binary_inputs = run.recipe.task != "bw"
+    agreement = compare_logits(run.net, loaded, some_images(run), binary_inputs)
+    if not agreement.agrees and not binary_inputs:
+        raise BnnppError(f"{agreement}: this is a fault of bnnpp", where=str(run.folder.packed))
+    if not agreement.agrees:
+        warn(f"{agreement}: this is a fault of bnnpp. The file is kept, and its accuracy is its own.")
+    return agreement
 
 
 def changed(run: Run, loaded: torch.nn.Module) -> list[dict[str, str]]:

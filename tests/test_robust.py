@@ -241,10 +241,20 @@ def test_a_file_that_cannot_be_read_back_is_removed(bnnpp, tmp_path, monkeypatch
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
-def test_a_file_that_computes_something_else_is_kept_and_told_of(bnnpp, tmp_path, monkeypatch):
+def test_a_file_without_binary_inputs_that_computes_something_else_is_removed(bnnpp, tmp_path, monkeypatch):
     differing = Agreement(64, 0.5, equal=False, same_predictions=40, agrees=False)
     monkeypatch.setattr("binarize_cli.pipeline.compare_logits", lambda *_: differing)
     outcome = bnnpp("binarize", "digits_resnet", *QUICK, "--output", tmp_path / "run")
+    assert outcome.code == 1 and not outcome.out, outcome.err
+    assert "by up to 0.5, and 24 of 64 predictions differ: this is a fault of bnnpp" in outcome.err
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    assert not (tmp_path / "run" / "report.json").exists()
+
+
+def test_a_file_with_binary_inputs_that_computes_something_else_is_kept(bnnpp, tmp_path, monkeypatch):
+    differing = Agreement(64, 0.5, equal=False, same_predictions=40, agrees=False)
+    monkeypatch.setattr("binarize_cli.pipeline.compare_logits", lambda *_: differing)
+    outcome = bnnpp("binarize", "digits_resnet", *QUICK, "--task", "bwa", "--output", tmp_path / "run")
     assert outcome.code == 0, outcome.err
     assert "by up to 0.5, and 24 of 64 predictions differ: this is a fault of bnnpp" in outcome.err
     report = json.loads((tmp_path / "run" / "report.json").read_text())
