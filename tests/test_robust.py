@@ -214,7 +214,9 @@ def test_values_beyond_reason_are_one_message(bnnpp, empty, words):
 
 def test_a_network_that_training_made_worse_is_said_to_be_packed_untrained(bnnpp, empty):
     words = ("--method", "bc", "--epochs", 1, "--lr", 0.5, "--set", "train.warmup=0", "--dataset", "digits")
-    outcome = bnnpp("binarize", "digits_resnet", *words, "--set", "train.select=val")
+    outcome = bnnpp(
+        "binarize", "digits_resnet", *words, "--set", "train.select=val", "--set", "train.latent_lr=1"
+    )
     assert outcome.code == 0 and "no epoch is better than the network before training" in outcome.err
     report = json.loads((outcome.packed.parent / "report.json").read_text())
     assert (
