@@ -122,19 +122,30 @@ def test_each_rank_has_the_gpu_of_its_number_on_the_node(monkeypatch):
     assert find_device("cpu") == CPU
 
 
-def test_ddp_sends_no_buffers_and_keeps_no_second_gradient(monkeypatch):
+class OldDDP(torch.nn.Module):
+    """Takes the flags of torch 2.11."""
+
+    def __init__(self, net, broadcast_buffers=True, gradient_as_bucket_view=False):
+        super().__init__()
+        self.flags = (broadcast_buffers, gradient_as_bucket_view)
+
+
+class NewDDP(torch.nn.Module):
+    """Takes those of torch 2.15, where the old one is deprecated."""
+
+    def __init__(self, net, broadcast_buffers=None, gradient_as_bucket_view=False, forward_sync_buffers=True):
+        super().__init__()
+        assert broadcast_buffers is None
+        self.flags = (forward_sync_buffers, gradient_as_bucket_view)
+
+
+@pytest.mark.parametrize("ddp", [OldDDP, NewDDP])
+def test_ddp_sends_no_buffers_and_keeps_no_second_gradient(ddp, monkeypatch):
     from binarize_cli.training import parallel
 
-    asked = {}
-
-    def wrap(net, **flags):
-        asked.update(flags)
-        return net
-
-    monkeypatch.setattr(parallel, "DistributedDataParallel", wrap)
+    monkeypatch.setattr(parallel, "DistributedDataParallel", ddp)
     monkeypatch.setattr(ranks, "world", lambda: 2)
-    parallel.DataParallel(torch.nn.Linear(2, 2))
-    assert asked == {"broadcast_buffers": False, "gradient_as_bucket_view": True}
+    assert parallel.DataParallel(torch.nn.Linear(2, 2)).net.flags == (False, True)
 
 
 # --- batches shared out ----------------------------------------------------------------------------------

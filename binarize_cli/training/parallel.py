@@ -5,6 +5,7 @@ Another way to spread a network over devices (FSDP, say) would be another class 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -19,6 +20,17 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from binarize_cli import ranks
 
 
+def distributed(net: nn.Module) -> DistributedDataParallel:
+    """Return the network, exchanging gradients alone.
+
+    Buffers (BatchNorm's statistics) are taken from the first rank before they are used: in scoring.
+    """
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options: dict[str, Any] = {name: False}
+    return DistributedDataParallel(net, gradient_as_bucket_view=True, **options)
+
+
 class DataParallel:
     """A network of which every rank has a copy; gradients are the means over all ranks.
 
@@ -27,12 +39,7 @@ class DataParallel:
 
     def __init__(self, own: nn.Module):
         self.own = own
-        # Buffers (BatchNorm's statistics) are taken from the first rank before they are used: in scoring.
-        self.ddp = (
-            None
-            if ranks.world() == 1
-            else DistributedDataParallel(own, broadcast_buffers=False, gradient_as_bucket_view=True)
-        )
+        self.ddp = None if ranks.world() == 1 else distributed(own)
         self.net: nn.Module = own if self.ddp is None else self.ddp
 
     def exchange(self, now: bool) -> AbstractContextManager:
