@@ -40,6 +40,8 @@ RESULTS = ROOT / "docs" / "results"
 FAMILIES = RESULTS / "families.json"
 SPEED = RESULTS / "speed.json"
 ANALYSES = RESULTS / "analyses.json"
+SEARCH = RESULTS / "search.json"
+NO_RUNS = (FAMILIES, SPEED, ANALYSES, SEARCH)
 BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -250,7 +252,7 @@ TASKS = ("bw", "bwa", "bwaa")
 
 def stored() -> list[Result]:
     """Return the results of docs/results; none if there are none yet."""
-    files = [file for file in sorted(RESULTS.rglob("*.json")) if file not in (FAMILIES, ANALYSES, SPEED)]
+    files = [file for file in sorted(RESULTS.rglob("*.json")) if file not in NO_RUNS]
     return [result for _, result in read_results(files)] if files else []
 
 
@@ -429,6 +431,17 @@ def _scores(score: Mapping[str, float]) -> tuple[str, str]:
     return f"{score['loss']:.4f}", f"{score['top1']:.2f}"
 
 
+def search() -> str:
+    """Return the runs by which the default recipe was chosen, the best first."""
+    document = json.loads(SEARCH.read_text(encoding="utf-8"))
+    rows = [
+        (f"`{each['flags']}`", *_scores(each), f"{each['flips']:.2f}")
+        for each in sorted(document["rows"], key=lambda each: -each["top1"])
+    ]
+    heads = ("flags", "loss", "top-1", "flips %")
+    return f"Setting: {document['setting']}.\n\n{table(heads, rows, right=3)}"
+
+
 # --- pages -----------------------------------------------------------------------------------------------
 
 # --- speed -----------------------------------------------------------------------------------------------
@@ -533,6 +546,7 @@ PLOTS: Mapping[str, Callable[[], str]] = {"speed.svg": speed_plot}
 
 BLOCKS: Mapping[str, Callable[[], str]] = {
     "analyses": analyses,
+    "search": search,
     "commands": commands,
     "exit-codes": exit_codes,
     "families": families,
