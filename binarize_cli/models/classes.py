@@ -42,7 +42,8 @@ def adapt_head(
     if model.classes == classes:
         return "kept"
     if choice in ("keep", "subset") and model.classes is not None:
-        _check_known(model.classes, classes, choice)
+        hint = "Name the class folders as the labels are named, or pass --head replace."
+        check_known(model.classes, classes, "the dataset's", where=f"--head {choice}", hint=hint)
     if choice == "keep" and model.classes is not None:
         return "kept"
     if model.classes is None and model.num_classes != len(classes) and (model.pretrained or choice != "auto"):
@@ -60,13 +61,15 @@ def adapt_head(
     return outcome
 
 
-def _check_known(labels: tuple[str, ...], classes: tuple[str, ...], choice: str) -> None:
+def check_known(
+    labels: tuple[str, ...], classes: tuple[str, ...], whose: str, *, where: str, hint: str
+) -> None:
+    """Raise InputError, which names the first of them, if classes are not among a model's labels."""
     unknown = [name for name in classes if name not in labels]
     if unknown:
         more = ", ..." if len(unknown) > 3 else ""
-        what = f"{len(unknown)} of the dataset's {len(classes)} classes are not among its labels: "
-        hint = "Name the class folders as the labels are named, or pass --head replace."
-        raise InputError(what + ", ".join(unknown[:3]) + more, where=f"--head {choice}", hint=hint)
+        what = f"{len(unknown)} of {whose} {len(classes)} classes are not among its labels: "
+        raise InputError(what + ", ".join(unknown[:3]) + more, where=where, hint=hint)
 
 
 def _replaced(model: FloatModel, classes: tuple[str, ...]) -> Literal["replaced"]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from binarize_cli.errors import InputError
-from binarize_cli.models.classes import adapt_head
+from binarize_cli.models.classes import adapt_head, check_known
 from binarize_cli.models.load import FloatModel, Preprocessing, load
 from binarize_cli.models.names import resolve
 
@@ -30,14 +30,9 @@ def load_teacher(
     """
     teacher = load(resolve(name), weights=weights, img_size=img_size)
     _check_size(teacher.preprocessing, preprocessing)
-    if teacher.classes is not None and not set(classes) <= set(teacher.classes):
-        unknown = [each for each in classes if each not in teacher.classes]
-        what = f"{len(unknown)} of the {len(classes)} classes are not among its labels: "
-        raise InputError(
-            what + ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else ""),
-            where=TEACHER,
-            hint="Choose a teacher that was trained on the same classes.",
-        )
+    if teacher.classes is not None:
+        hint = "Choose a teacher that was trained on the same classes."
+        check_known(teacher.classes, classes, "the", where=TEACHER, hint=hint)
     adapt_head(teacher, classes)
     own = teacher.preprocessing
     if (own.mean, own.std) != (preprocessing.mean, preprocessing.std):
