@@ -442,8 +442,6 @@ def search() -> str:
     return f"Setting: {document['setting']}.\n\n{table(heads, rows, right=3)}"
 
 
-# --- pages -----------------------------------------------------------------------------------------------
-
 # --- speed -----------------------------------------------------------------------------------------------
 
 
@@ -543,6 +541,8 @@ def store_speed(files: Sequence[Path]) -> None:
 
 PLOTS: Mapping[str, Callable[[], str]] = {"speed.svg": speed_plot}
 """Pictures of docs/, which are written anew with the pages."""
+
+# --- pages -----------------------------------------------------------------------------------------------
 
 BLOCKS: Mapping[str, Callable[[], str]] = {
     "analyses": analyses,

@@ -80,8 +80,8 @@ class BipolarWeight(nn.Module):
         return bipolar(self.latent, self.scale.view(-1, *[1] * (len(self.shape) - 1)))
 
 
-class StepInput(nn.Module):
-    """x -> (sign(x - t), beta), as a comparison: ONNX has no signbit."""
+class ExportedInput(nn.Module):
+    """x -> (the signs of x - t, beta), in the operators of a target."""
 
     pending_shift = None
     threshold: Tensor | None
@@ -94,27 +94,31 @@ class StepInput(nn.Module):
         self.register_buffer("scale", input.scale)
 
     def forward(self, x: Tensor, border: Border | None = None) -> tuple[Tensor, Tensor]:
-        signs = torch.where(above(x, self.threshold, self.axes) >= 0, 1.0, -1.0)
-        return bordered(signs, border), self.scale
+        return bordered(self.signs(above(x, self.threshold, self.axes)), border), self.scale
+
+    def signs(self, x: Tensor) -> Tensor:
+        """Return +1 where x >= 0, else -1."""
+        raise NotImplementedError
 
 
-class BipolarInput(nn.Module):
-    """x -> (BipolarQuant(x - t), beta): binary inputs as FINN and hls4ml read them."""
+class StepInput(ExportedInput):
+    """The signs as a comparison: ONNX has no signbit."""
 
-    pending_shift = None
-    threshold: Tensor | None
-    scale: Tensor
+    def signs(self, x: Tensor) -> Tensor:
+        return torch.where(x >= 0, 1.0, -1.0)
+
+
+class BipolarInput(ExportedInput):
+    """The signs as BipolarQuant, which FINN and hls4ml read."""
+
     one: Tensor
 
     def __init__(self, input: SignInput):
-        super().__init__()
-        self.axes = input.axes
-        self.register_buffer("threshold", input.threshold)
-        self.register_buffer("scale", input.scale)
+        super().__init__(input)
         self.register_buffer("one", torch.ones(()))
 
-    def forward(self, x: Tensor, border: Border | None = None) -> tuple[Tensor, Tensor]:
-        return bordered(bipolar(above(x, self.threshold, self.axes), self.one), border), self.scale
+    def signs(self, x: Tensor) -> Tensor:
+        return bipolar(x, self.one)
 
 
 def bipolar(x: Tensor, scale: Tensor) -> Tensor:
