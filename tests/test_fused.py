@@ -193,6 +193,8 @@ def test_a_formula_that_no_kernel_knows_is_computed_operator_by_operator():
 def test_rows_are_divided_so_that_none_is_left_out():
     for rows in (1, 7, 100, 5000, 2_000_000):
         for channels in (1, 16, 100, 192, 3072):
-            (down, across), each, tile = by_rows(rows, channels)
+            by = by_rows(torch.empty(rows, channels, device="meta"))
+            (down, across), each, tile = by.grid, by.rows_each, by.constants
+            assert (by.rows, by.channels) == (rows, channels)
             assert down * each >= rows > (down - 1) * each and each % tile["ROWS"] == 0
             assert across * tile["COLUMNS"] >= channels

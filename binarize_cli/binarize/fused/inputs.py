@@ -102,20 +102,18 @@ class _FusedInput(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, threshold, constants = ctx.saved_tensors
-        grad, channels = dense(grad), channels_of(x)
-        rows = x.numel() // channels
-        grid, each, division = by_rows(rows, channels)
+        grad, by = dense(grad), by_rows(x)
         to_x = torch.empty_like(x)
-        partial = torch.empty(grid[0], channels, device=x.device)
+        partial = torch.empty(by.grid[0], by.channels, device=x.device)
         launch(
             "input_backward",
-            grid,
+            by.grid,
             *(grad, x, ctx.spare if threshold is None else threshold, constants, to_x, partial),
-            *(*ctx.pair.numbers, rows, channels, *ctx.geometry, each),
+            *(*ctx.pair.numbers, by.rows, by.channels, *ctx.geometry, by.rows_each),
             B=ctx.pair.B,
             PADDED=ctx.padded,
             SHIFTED=threshold is not None,
-            **division,
+            **by.constants,
         )
         to_threshold = None if threshold is None else partial.sum(0)
         return to_x, to_threshold, *[None] * 5

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -67,14 +67,28 @@ def blocks(total: int) -> tuple[int]:
     return (-(-total // BLOCK),)
 
 
-def by_rows(rows: int, channels: int, most: int = PROGRAMS) -> tuple[tuple[int, int], int, dict[str, int]]:
-    """Return the grid, the rows of a program, and its constants, for sums over the rows of a matrix."""
+class Division(NamedTuple):
+    """A tensor as a matrix of rows of channels, divided into programs that each sum over some rows."""
+
+    rows: int
+    channels: int
+    grid: tuple[int, int]
+    """Programs along the rows, and along the channels."""
+    rows_each: int
+    constants: dict[str, int]
+    """ROWS and COLUMNS: what a program has under way."""
+
+
+def by_rows(x: Tensor, most: int = PROGRAMS) -> Division:
+    """Divide x [N, C, H, W] or [..., C] for sums over its rows, into `most` programs or not many more."""
+    channels = channels_of(x)
+    rows = x.numel() // channels
     columns = min(128, power_of_two(channels))
     height = TILE // columns
     across = -(-channels // columns)
     programs = min(-(-rows // height), max(1, most // across))
     each = -(-rows // (programs * height)) * height
-    return (-(-rows // each), across), each, {"ROWS": height, "COLUMNS": columns}
+    return Division(rows, channels, (-(-rows // each), across), each, {"ROWS": height, "COLUMNS": columns})
 
 
 def power_of_two(least: int) -> int:

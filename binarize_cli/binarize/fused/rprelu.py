@@ -49,18 +49,16 @@ class _FusedRPReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, gain, past, more, move_in, slope = ctx.saved_tensors
-        grad, channels = dense(grad), channels_of(x)
-        rows = x.numel() // channels
-        grid, each, division = by_rows(rows, channels)
+        grad, by = dense(grad), by_rows(x)
         to_x, to_past = torch.empty_like(x), torch.empty_like(past)
-        partial = torch.empty(grid[0], 4, channels, device=x.device)
+        partial = torch.empty(by.grid[0], 4, by.channels, device=x.device)
         launch(
             "rprelu_backward",
-            grid,
+            by.grid,
             *(grad, x, gain, past, x if more is None else more, move_in, slope, to_x, to_past, partial),
-            *(rows, channels, each),
+            *(by.rows, by.channels, by.rows_each),
             MORE=more is not None,
-            **division,
+            **by.constants,
         )
         to_gain, to_in, to_slope, to_out = partial.sum(0).unbind()
         return to_x, to_gain, to_past, None if more is None else to_x.to(more.dtype), to_in, to_slope, to_out

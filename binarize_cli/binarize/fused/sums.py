@@ -50,27 +50,25 @@ class _FusedScaling(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         y, alpha, beta = ctx.saved_tensors
-        grad, channels = dense(grad), channels_of(y)
-        rows = y.numel() // channels
-        grid, each, division = by_rows(rows, channels, FEW_PROGRAMS)
+        grad, by = dense(grad), by_rows(y, FEW_PROGRAMS)
         to_y = torch.empty_like(y)
-        partial = torch.empty(grid[0], 2, channels, device=y.device)
+        partial = torch.empty(by.grid[0], 2, by.channels, device=y.device)
         launch(
             "sums_backward",
-            grid,
-            *(grad, y, alpha, beta, to_y, partial, rows, channels, each),
+            by.grid,
+            *(grad, y, alpha, beta, to_y, partial, by.rows, by.channels, by.rows_each),
             SMALLEST=SMALLEST_SCALE,
-            **division,
+            **by.constants,
         )
         to_bias, to_alpha = torch.empty_like(partial[0]).unbind()
         to_beta = torch.empty((), device=y.device)
         launch(
             "sums_finish",
             (1,),
-            *(partial, alpha, beta, to_bias, to_alpha, to_beta, grid[0], channels),
+            *(partial, alpha, beta, to_bias, to_alpha, to_beta, by.grid[0], by.channels),
             SMALLEST=SMALLEST_SCALE,
             ROWS=16,
-            COLUMNS=min(128, power_of_two(channels)),
+            COLUMNS=min(128, power_of_two(by.channels)),
         )
         gradients = (to_y, to_alpha, to_beta, to_bias)
         return tuple(g if needed else None for g, needed in zip(gradients, ctx.needs_input_grad, strict=True))

@@ -42,6 +42,28 @@ def elementwise(x, out, p0, p1, p2, p3, FORMULA: tl.constexpr, BLOCK: tl.constex
 
 
 @triton.jit
+def block_of(total, BLOCK: tl.constexpr):
+    """Return where this program's numbers are [BLOCK], and which of them exist."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    return at, at < total
+
+
+@triton.jit
+def columns_of(channels, COLUMNS: tl.constexpr):
+    """Return this program's channels [1, COLUMNS], and which of them exist; see `launch.by_rows`."""
+    channel = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    return channel, channel < channels
+
+
+@triton.jit
+def rows_of(start, rows, rows_each, ROWS: tl.constexpr):
+    """Return this program's rows from its `start` on [ROWS, 1], and which of them are its own."""
+    first = tl.program_id(0).to(tl.int64) * rows_each
+    row = first + start + tl.arange(0, ROWS)[:, None]
+    return row, (row < rows) & (row < first + rows_each)
+
+
+@triton.jit
 def units(
     scale,
     typical,
@@ -108,8 +130,7 @@ def input_forward(
     if tl.program_id(0) == 0:
         tl.store(constants, n)
         tl.store(constants + 1, per_sign)
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    there = at < total
+    at, there = block_of(total, BLOCK)
     inside = there
     source = at
     channel = at % channels
@@ -158,16 +179,14 @@ def input_backward(
     """Write grad (1 / spread) / n B((x - t) / n), and its sums over the rows of this program."""
     v0, v1, v2, v3 = tl.load(p0), tl.load(p1), tl.load(p2), tl.load(p3)
     n, per_sign = tl.load(constants), tl.load(constants + 1)
-    channel = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    exists = channel < channels
+    channel, exists = columns_of(channels, COLUMNS)
     t = tl.zeros([1, COLUMNS], tl.float32)
     if SHIFTED:
         t += tl.load(threshold + channel, mask=exists, other=0.0)
     total = tl.zeros([ROWS, COLUMNS], tl.float32)
-    first = tl.program_id(0).to(tl.int64) * rows_each
     for start in range(0, rows_each, ROWS):
-        row = first + start + tl.arange(0, ROWS)[:, None]
-        there = (row < rows) & (row < first + rows_each) & exists
+        row, inside = rows_of(start, rows, rows_each, ROWS)
+        there = inside & exists
         source = row
         if PADDED:
             down = (row // width) % height + top
@@ -197,8 +216,7 @@ def sums_forward(
     BLOCK: tl.constexpr,
 ):
     """Write y alpha beta + bias."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    there = at < total
+    at, there = block_of(total, BLOCK)
     channel = at % channels
     beta = at_least(tl.load(scale).to(tl.float32), SMALLEST)
     factor = tl.load(alpha + channel, mask=there, other=0.0) * beta
@@ -224,16 +242,14 @@ def sums_backward(
     COLUMNS: tl.constexpr,
 ):
     """Write grad alpha beta, and what `sums_finish` adds up."""
-    channel = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    exists = channel < channels
+    channel, exists = columns_of(channels, COLUMNS)
     beta = at_least(tl.load(scale).to(tl.float32), SMALLEST)
     factor = tl.load(alpha + channel, mask=exists, other=0.0) * beta
     to_bias = tl.zeros([ROWS, COLUMNS], tl.float32)
     to_alpha = tl.zeros([ROWS, COLUMNS], tl.float32)
-    first = tl.program_id(0).to(tl.int64) * rows_each
     for start in range(0, rows_each, ROWS):
-        row = first + start + tl.arange(0, ROWS)[:, None]
-        there = (row < rows) & (row < first + rows_each) & exists
+        row, inside = rows_of(start, rows, rows_each, ROWS)
+        there = inside & exists
         at = row * channels + channel
         g = tl.load(grad + at, mask=there, other=0.0).to(tl.float32)
         value = tl.load(y + at, mask=there, other=0.0).to(tl.float32)
@@ -358,8 +374,7 @@ def rprelu_forward(
     BLOCK: tl.constexpr,
 ):
     """Write RPReLU(x + gain past + more)."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    there = at < total
+    at, there = block_of(total, BLOCK)
     channel = at % channels
     z = tl.load(x + at, mask=there, other=0.0).to(tl.float32)
     before = tl.load(past + at, mask=there, other=0.0).to(tl.float32)
@@ -392,8 +407,7 @@ def rprelu_backward(
     COLUMNS: tl.constexpr,
 ):
     """Write the gradients of x (and of `more`) and of past, and their sums over rows for the parameters."""
-    channel = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    exists = channel < channels
+    channel, exists = columns_of(channels, COLUMNS)
     c_gain = tl.load(gain + channel, mask=exists, other=0.0)
     c_in = tl.load(move_in + channel, mask=exists, other=0.0)
     c_slope = tl.load(slope + channel, mask=exists, other=0.0)
@@ -401,10 +415,9 @@ def rprelu_backward(
     to_in = tl.zeros([ROWS, COLUMNS], tl.float32)
     to_slope = tl.zeros([ROWS, COLUMNS], tl.float32)
     to_out = tl.zeros([ROWS, COLUMNS], tl.float32)
-    first = tl.program_id(0).to(tl.int64) * rows_each
     for start in range(0, rows_each, ROWS):
-        row = first + start + tl.arange(0, ROWS)[:, None]
-        there = (row < rows) & (row < first + rows_each) & exists
+        row, inside = rows_of(start, rows, rows_each, ROWS)
+        there = inside & exists
         at = row * channels + channel
         g = tl.load(grad + at, mask=there, other=0.0).to(tl.float32)
         before = tl.load(past + at, mask=there, other=0.0).to(tl.float32)
@@ -438,8 +451,7 @@ def scan_tiles(
     BLOCK: tl.constexpr,
 ):
     """Add up tiles as `accumulate` does."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    there = at < total
+    at, there = block_of(total, BLOCK)
     whole = tl.zeros([BLOCK], tl.float32)
     out = tl.zeros([BLOCK], tl.int32)
     own = parts + at
