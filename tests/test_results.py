@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -91,3 +94,24 @@ def test_the_machine_says_its_threads():
     threads = torch.get_num_threads()
     assert origin.machine("cpu").endswith(f", {threads} thread{'s' if threads > 1 else ''}")
     assert origin.machine("NVIDIA H100") == "NVIDIA H100"
+
+
+@pytest.mark.slow
+def test_the_script_of_the_gpu_tables_keeps_finished_rows_and_names_failed_ones(tmp_path):
+    (tmp_path / "rows").write_text("good digits_vit --methods bc --epochs 1\nbad digits_vit --methods bcc\n")
+    script = Path(__file__).parent / "gpu" / "evidence.sh"
+    environment = {"PYTHON": sys.executable, "DEVICE": "cpu", "ROWS": str(tmp_path / "rows"), "JOBS": "1"}
+    reports = []
+    for _ in range(2):
+        done = subprocess.run(
+            ["bash", script, tmp_path / "out", "4"],
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+        )
+        lines = done.stdout.splitlines()
+        assert [line.split()[0] for line in lines] == ["done", "FAILED"], done.stdout + done.stderr
+        assert "Did you mean 'bc'?" in lines[1]
+        ((path, result),) = read_results([tmp_path / "out"])
+        reports.append((path.stat().st_mtime_ns, result["method"]))
+    assert reports[0] == reports[1] and reports[0][1] == "bc"  # the second call repeats nothing
