@@ -343,6 +343,35 @@ def results_summary() -> str:
     return table(("model, data", "epochs", "seeds", "float", *(f"`{task}`" for task in TASKS)), rows, right=6)
 
 
+def lead() -> str:
+    """Return a line a setting and task in which bnn++ was trained beside other methods: is it ahead?"""
+    groups: dict[tuple, list[Result]] = defaultdict(list)
+    for result in stored():
+        groups[*setting(result), result["task"]].append(result)
+    rows = []
+    for key in sorted(groups, key=str):
+        trained = compare_runs([Run(result) for result in groups[key] if result["method"] != "ptq"])["rows"]
+        own = next((row for row in trained if row["row"] == "bnn++"), None)
+        others = [row for row in trained if row is not own]
+        if own and others:
+            best = max(others, key=lambda row: row["packed"]["mean"])
+            n = str(min(own["n"], best["n"]))
+            title = f"{key[0].split('/')[-1]}, {key[1]}, {key[2]} epochs"
+            scores = (cell(own["packed"]), f"`{best['row']}` {cell(best['packed'])}")
+            rows.append((title, key[-1], n, *scores, _verdict(own["packed"], best["packed"])))
+    heads = ("network, data, budget", "task", "n", "`bnn++`", "best of the others", "verdict")
+    return table(heads, rows) if rows else "No result is stored yet."
+
+
+def _verdict(own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """Return whether a mean is ahead of another, or behind by no more than the seeds differ."""
+    behind = round(other["mean"] - own["mean"], 2)
+    if behind <= 0:
+        return f"ahead by {-behind:.2f}"
+    within = behind <= max(own["half_range"], other["half_range"])
+    return f"behind by {behind:.2f}" + (", within the spread" if within else "")
+
+
 # --- families and analyses -------------------------------------------------------------------------------
 
 
@@ -550,6 +579,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "commands": commands,
     "exit-codes": exit_codes,
     "families": families,
+    "lead": lead,
     "method-cards": cards,
     "method-table": method_table,
     "recipe-keys": recipe_keys,
