@@ -63,7 +63,8 @@ def count(model: str, kind: str, batch_size: int, amp: str = "auto"):
 def table(counted: dict[tuple[str, str], int]) -> str:
     """Return the table in Markdown: a row a kind, a model's launches and their ratio to float."""
     heads = [f"`{model}`, {batch_size} images" for model, batch_size in MODELS.items()]
-    lines = ["| step | " + " | ".join(f"{head} | x float" for head in heads) + " |"]
+    heads = ["step, PyTorch {}.{}".format(*pytorch()), *(f"{head} | x float" for head in heads)]
+    lines = [f"| {' | '.join(heads)} |"]
     lines.append("|---|" + "---:|" * 2 * len(heads))
     for kind in KINDS:
         cells = [
@@ -72,6 +73,20 @@ def table(counted: dict[tuple[str, str], int]) -> str:
         ]
         lines.append(f"| {kind} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def pytorch() -> tuple[int, int]:
+    """Return the version of PyTorch that is here, such as (2, 15)."""
+    import torch
+
+    major, minor = torch.__version__.split(".")[:2]
+    return int(major), int(minor)
+
+
+def counted_with() -> tuple[int, int]:
+    """Return the version of PyTorch that the page's table was counted with."""
+    major, minor = re.search(r"\| step, PyTorch (\d+)\.(\d+) \|", PAGE.read_text(encoding="utf-8")).groups()
+    return int(major), int(minor)
 
 
 def documented() -> dict[tuple[str, str], int]:

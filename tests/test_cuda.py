@@ -299,5 +299,7 @@ def test_a_compiled_teacher_teaches_the_same(monkeypatch):
 def test_a_step_asks_for_as_many_kernels_as_documented_and_waits_once(model, kind):
     gpu = launches.count(model, kind, launches.MODELS[model])
     advice = f"run `uv run python tests/launches.py`, if they must be more: {gpu.lines.most_common(8)}"
-    assert sum(gpu.launches.values()) == launches.documented()[model, kind], advice
+    more = sum(gpu.launches.values()) - launches.documented()[model, kind]
+    older = launches.pytorch() < launches.counted_with()  # copies each convolution's gradient once more
+    assert 0 <= more <= (gpu.launches["convolution"] if older else 0), advice
     assert sum(gpu.waits.values()) == 1, gpu.waits
