@@ -27,6 +27,7 @@ FILES = [
     "format1-digits_vit-bwa",
     "format1-digits_vit-bwaa",
     "format2-digits_resnet-bwaa",
+    "format2-digits_vit-bw-int8",
 ]
 
 

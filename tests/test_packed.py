@@ -138,11 +138,12 @@ def test_what_is_written_is_what_is_read(path):
     file = read(path)
     assert file.document.model_copy(update={"sha256": "0" * 64}) == DOCUMENT
     assert file.total_bytes == path.stat().st_size
-    for tensors in (file.tensors, load_file(path)):  # any reader of safetensors will do
-        assert tensors.keys() == TENSORS.keys()
-        for name, expected in TENSORS.items():
-            assert (tensors[name].dtype, tensors[name].shape) == (expected.dtype, expected.shape)
-            assert np.array_equal(tensors[name], expected)
+    assert file.tensors.keys() == TENSORS.keys()
+    for name, expected in TENSORS.items():
+        assert (file.tensors[name].dtype, file.tensors[name].shape) == (expected.dtype, expected.shape)
+        assert np.array_equal(file.tensors[name], expected)
+    stored = load_file(path)  # any reader of safetensors will do
+    assert stored["joined.U8"].tolist() == [1, 2, 3, 4, 5, 15] and stored["joined.I64"].tolist() == [7]
 
 
 def test_the_same_content_is_the_same_bytes_in_whatever_order(path):
@@ -586,3 +587,19 @@ def test_an_int8_remainder_ships_smaller_and_computes_the_hard_networks_logits(t
     codes = next(n for n, t in file.tensors.items() if t.dtype == np.int8)
     with pytest.raises(InputError, match=f"{codes}_row_scale"):
         rebuild(damaged(file, **{f"{codes}_row_scale": None}))
+
+
+@pytest.mark.parametrize(
+    ("model", "side", "float_dtype", "kib", "over_bound"),
+    [("resnet20_cifar", 32, "float16", 48, 1.15), ("deit_tiny_patch16_224", 224, "int8", 0.92 * 1024, 1.02)],
+)
+def test_a_small_file_is_little_more_than_its_bits_scales_and_floats(
+    tmp_path, model, side, float_dtype, kib, over_bound
+):
+    hard, rows = hard_network(build("timm", model, 10), torch.zeros(1, 3, side, side), float_dtype)
+    tree = a_tree(model, rows)
+    tree["preprocessing"] |= {"input_size": [3, side, side]}
+    write(tmp_path / "m", validated(tree, "here"), packed_tensors(hard, float_dtype))
+    account = contents(read(tmp_path / "m"))
+    assert account["bytes"]["total"] <= kib * 1024 and account["over_bound"] <= over_bound
+    assert account["bytes"]["metadata"] < 8 * 1024

@@ -23,6 +23,7 @@ from binarize_cli.models.build import build, build_skeleton
 from binarize_cli.models.load import Preprocessing
 from binarize_cli.packed.contents import contents
 from binarize_cli.packed.format import checksum, parse, read, write
+from binarize_cli.packed.joined import join, split
 from binarize_cli.packed.runtime import rebuild
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -47,9 +48,16 @@ class Parts:
 
 
 def parts_of(path: Path) -> Parts:
+    """What a file holds: its small tensors lie together."""
     with safe_open(path, framework="np") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return Parts(json.loads(file.metadata()["bnnpp"]), tensors)
+
+
+def taken_apart(path: Path) -> Parts:
+    """The same file with every tensor under its own name, as a file MAY have them."""
+    document = {key: value for key, value in parts_of(path).document.items() if key != "joined"}
+    return Parts(document, read(path).tensors)
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +162,7 @@ def test_the_checksum_is_over_names_types_sizes_and_bytes():
 
 
 def test_another_score_than_the_recorded_one_is_said(bnnpp, present, tmp_path):
-    parts = parts_of(present("digits_resnet-bw"))
+    parts = taken_apart(present("digits_resnet-bw"))
     assert "the file says" not in bnnpp("eval", present("digits_resnet-bw")).err
     name = "layer2.0.conv1.weight_bits"
     parts.tensors[name] = ~parts.tensors[name]
@@ -162,6 +170,60 @@ def test_another_score_than_the_recorded_one_is_said(bnnpp, present, tmp_path):
     found = json.loads(left.out)
     assert left.code == 0 and f"top-1 {found['recorded']['top1']:.2f} on these images" in left.err
     assert found["top1"] != found["recorded"]["top1"]
+
+
+# --- small tensors lie together --------------------------------------------------------------------------
+
+
+def test_small_tensors_lie_together_and_mean_the_same_taken_apart(present, tmp_path):
+    path = present("digits_vit-bwa")
+    stored = parts_of(path)
+    assert sorted(stored.tensors) == ["joined.F16", "joined.U8"]
+    entry = next(entry for entry in stored.document["joined"] if "blocks.0.attn.qkv" in entry["modules"])
+    assert entry["modules"] == [f"blocks.{i}.attn.qkv" for i in range(4)]
+    assert entry["tensors"]["U8"] == {"weight_bits": [192, 8]}
+    apart = taken_apart(path).saved(tmp_path / "m.safetensors")
+    assert len(parts_of(apart).tensors) > 80 and apart.stat().st_size > 1.15 * path.stat().st_size
+    assert torch.equal(logits(apart), logits(path))
+    write(tmp_path / "again.safetensors", read(apart).document, read(apart).tensors)
+    assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
+
+
+def test_large_tensors_and_empty_ones_keep_their_names():
+    tensors = {"a.large": np.zeros(2**14, np.float32), "a.empty": np.zeros((0, 3)), "b": np.ones((), bool)}
+    entries, stored = join(tensors)
+    assert sorted(stored) == ["a.empty", "a.large", "joined.BOOL"]
+    assert entries[0].model_dump() == {"modules": [""], "tensors": {"BOOL": {"b": []}}}
+    assert split(stored, entries).keys() == tensors.keys()
+
+
+DISJOINED = {
+    "too few": (lambda entry, file: entry["tensors"]["F16"].popitem(), "is not the"),
+    "too many": (lambda entry, file: entry["modules"].append("extra"), "is not the"),
+    "twice": (lambda entry, file: entry["modules"].__setitem__(0, entry["modules"][-1]), "is there twice"),
+    "missing": (lambda entry, file: file.tensors.pop("joined.F16"), "joined.F16 is not the"),
+    "another type": (
+        lambda entry, file: file.tensors.update({"joined.F16": file.tensors["joined.F16"].view(np.int16)}),
+        "joined.F16 is not the",
+    ),
+    "an axis of no length": (lambda entry, file: entry["tensors"]["F16"].update(x=[0]), "joined"),
+    "an unknown type": (lambda entry, file: entry["tensors"].update(F64={"x": [1]}), "joined"),
+    "a name of two lines": (lambda entry, file: entry["modules"].append("a\nb"), "joined"),
+    "billions": (
+        lambda entry, file: entry.update(modules=["a"] * 2**10, tensors={"F16": {"x": [2**40] * 8}}),
+        "is not the",
+    ),
+    "not named": (lambda entry, file: file.document.pop("joined"), "missing"),
+}
+
+
+@pytest.mark.parametrize("case", DISJOINED)
+def test_entries_that_do_not_fit_what_lies_together_are_refused(case, present, tmp_path):
+    parts = parts_of(present("digits_resnet-bwa"))
+    entry = next(entry for entry in parts.document["joined"] if len(entry["modules"]) > 1)
+    change, said = DISJOINED[case]
+    change(entry, parts)
+    assert said in refused(parts.saved(tmp_path / "m.safetensors"))
 
 
 # --- every tensor is claimed, and every claim is kept ----------------------------------------------------
@@ -188,7 +250,7 @@ def refused(path: Path) -> str:
     ],
 )
 def test_a_missing_tensor_is_named(present, tmp_path, model, name):
-    parts = parts_of(present(model))
+    parts = taken_apart(present(model))
     del parts.tensors[name]
     said = refused(parts.saved(tmp_path / "m.safetensors"))
     assert name in said and "is missing" in said
@@ -198,14 +260,14 @@ def test_a_missing_tensor_is_named(present, tmp_path, model, name):
     "name", ["layer9.input_scale", "conv1.input_scale", "layer1.0.conv1.left_scale", "extra", "bn1.scale"]
 )
 def test_a_tensor_that_nothing_uses_is_named(present, tmp_path, name):
-    parts = parts_of(present("digits_resnet-bwa"))
+    parts = taken_apart(present("digits_resnet-bwa"))
     parts.tensors[name] = np.ones((), np.float32)
     assert name in refused(parts.saved(tmp_path / "m.safetensors"))
 
 
 @pytest.mark.parametrize("row", ["layer1.0.conv1", "conv1", "linear"])
 def test_a_missing_row_is_named(present, tmp_path, row):
-    parts = parts_of(present("digits_resnet-bwa"))
+    parts = taken_apart(present("digits_resnet-bwa"))
     parts.document["layers"] = [r for r in parts.document["layers"] if r["name"] != row]
     assert row in refused(parts.saved(tmp_path / "m.safetensors"))
 
@@ -220,7 +282,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("key", CHANGES)
 def test_a_row_that_claims_something_else_is_named(present, tmp_path, key):
-    parts = parts_of(present("digits_resnet-bwa"))
+    parts = taken_apart(present("digits_resnet-bwa"))
     row = next(r for r in parts.document["layers"] if r["name"] == "layer1.0.conv1")
     value, said = CHANGES[key]
     row.pop(key, None)
@@ -243,13 +305,13 @@ def test_a_row_that_claims_something_else_is_named(present, tmp_path, key):
     ],
 )
 def test_a_tensor_of_another_type_shape_or_range_is_named(present, tmp_path, name, tensor):
-    parts = parts_of(present("digits_resnet-bwa"))
+    parts = taken_apart(present("digits_resnet-bwa"))
     parts.tensors[name] = tensor
     assert name in refused(parts.saved(tmp_path / "m.safetensors"))
 
 
 def test_set_bits_behind_the_last_weight_are_refused(tmp_path, present):
-    parts = parts_of(present("digits_resnet-bw"))
+    parts = taken_apart(present("digits_resnet-bw"))
     row = next(r for r in parts.document["layers"] if r["name"] == "layer1.0.conv1")
     row["shape"] = [16, 143, 1, 1]  # as many bytes as 16 x 3 x 3, one bit less
     bits = np.full((16, 18), 255, np.uint8)
@@ -285,7 +347,7 @@ HOSTILE = {
 @pytest.mark.parametrize("case", HOSTILE)
 def test_a_hostile_document_is_refused_fast_and_in_one_line(case, present, tmp_path, monkeypatch):
     monkeypatch.setattr(hub, "answers", lambda *args, **kwargs: pytest.fail("asked the network"))
-    parts = parts_of(present("digits_resnet-bwa"))
+    parts = taken_apart(present("digits_resnet-bwa"))
     changes, said = HOSTILE[case]
     for path, value in changes.items():
         *parents, last = path.split(".")
@@ -312,7 +374,7 @@ def test_a_hostile_document_is_refused_fast_and_in_one_line(case, present, tmp_p
     ],
 )
 def test_a_document_that_is_no_document_is_refused(present, tmp_path, text):
-    parts = parts_of(present("digits_resnet-bw"))
+    parts = taken_apart(present("digits_resnet-bw"))
     with pytest.raises(InputError, match=r"damaged|format|checksum"):
         read(parts.saved(tmp_path / "m.safetensors", text=text))
 
@@ -340,7 +402,7 @@ def test_a_recorded_dataset_is_never_downloaded_nor_opened_by_a_library(
 
     monkeypatch.setattr("urllib.request.urlopen", no_network)
     monkeypatch.setattr("socket.socket.connect", no_network)
-    parts = parts_of(present("digits_resnet-bw"))
+    parts = taken_apart(present("digits_resnet-bw"))
     parts.document["data"] = data | {"fingerprint": "f" * 64}
     left = bnnpp("eval", parts.saved(tmp_path / "m.safetensors"))
     assert left.code == 2 and left.out == "" and "Downloading" not in left.err
@@ -348,7 +410,7 @@ def test_a_recorded_dataset_is_never_downloaded_nor_opened_by_a_library(
 
 
 def test_names_are_printed_without_control_characters(bnnpp, present, tmp_path):
-    parts = parts_of(present("digits_resnet-bw"))
+    parts = taken_apart(present("digits_resnet-bw"))
     parts.document["data"] = {
         "data_dir": "a\n\x1b[31mb\ud800".encode("utf-8", "replace").decode(),
         "fingerprint": "f" * 64,

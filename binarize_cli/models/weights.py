@@ -40,7 +40,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     else:
         kinds = ", ".join((".safetensors", *TORCH_SUFFIXES))
         raise InputError(f"not a kind of weights file that is read here: {kinds}", where=where)
-    if any(key.endswith(".weight_bits") for key in state):
+    if any(key == "joined.U8" or key.endswith(".weight_bits") for key in state):
         hint = f"Score it with: bnnpp eval {path}"
         raise InputError("a packed 1-bit file, whose float weights are gone", where=where, hint=hint)
     _check_tensors(state, where)

@@ -5,6 +5,7 @@
 <module>.input_threshold, .input_scale   [in], []: the inputs are sign(x - threshold), in units of the scale
 <matmul>.left_threshold, .left_scale, .right_threshold, .right_scale   the same of the factors of q k^T, p v
 every other tensor under its state-dict name, float16 or float32: see `binarize.rounding`
+joined.<type>   small tensors of all these kinds, one after another: see `joined`
 __metadata__["bnnpp"]   the document, see `schema`; it holds a checksum of itself and of the tensors
 
 docs/format.md says all of it. What is read here has been checked against the document; `runtime` checks it
@@ -16,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from safetensors.numpy import save
 from binarize_cli.errors import BnnppError, InputError, printable
 from binarize_cli.files import atomic
 from binarize_cli.packed.check import faults_of_tensors
+from binarize_cli.packed.joined import DTYPES, join, split
 from binarize_cli.packed.schema import FORMAT, Document
 from binarize_cli.packed.upgrade import upgrade
 
@@ -36,11 +38,6 @@ KEY = "bnnpp"
 NOT_YET = "0" * 64  # where the checksum goes, while it is computed
 LARGEST_DOCUMENT = 2**24  # characters: a million classes with short names
 DEEPEST = 16  # of nesting; the document has 5 levels, a recipe in it 5 more
-DTYPES = {"uint8": "U8", "int8": "I8", "int32": "I32", "int64": "I64", "bool": "BOOL"} | {
-    "float16": "F16",
-    "float32": "F32",
-}
-"""NumPy's names of the types that a packed file may hold, and safetensors'."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +63,12 @@ def write(path: Path, document: Document, tensors: Mapping[str, np.ndarray]) -> 
     ordered = {name: np.asarray(tensors[name], order="C") for name in sorted(tensors)}
     if faults := faults_of_tensors(document, ordered):
         raise BnnppError(f"would not be a valid packed file: {_some(faults)}", where=str(path))
-    text = as_json(document, checksum(as_json(document, NOT_YET), ordered))
+    _check_names(str(path), ordered)
+    entries, stored = join(ordered)
+    document = document.model_copy(update={"joined": entries})
+    text = as_json(document, checksum(as_json(document, NOT_YET), stored))
     with atomic(path) as file:
-        file.write(save(ordered, {KEY: text}))
+        file.write(save(stored, {KEY: text}))
 
 
 def as_json(document: Document, sha256: str) -> str:
@@ -105,9 +105,7 @@ def read(path: Path) -> PackedFile:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
             tree = _tree(where, metadata)
-            names = file.keys()
-            _check_names(where, names)
-            tensors = {name: file.get_tensor(name) for name in names}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         reason = printable(str(error).removeprefix("Error while deserializing header: "))
         hint = "The file is truncated, or no safetensors file at all."
@@ -118,6 +116,12 @@ def read(path: Path) -> PackedFile:
     else:
         tree, tensors = _upgraded(where, tree, tensors)
     document = validated(tree, where)
+    try:
+        tensors = split(tensors, document.joined)
+    except ValueError as error:
+        raise InputError(f"its bnnpp document is damaged: joined: {error}", where=where) from None
+    document = document.model_copy(update={"joined": []})  # which is about this file's bytes alone
+    _check_names(where, tensors)
     if faults := faults_of_tensors(document, tensors):
         hint = "The file is damaged, or was not written by bnnpp."
         raise InputError(f"does not fit its own document: {_some(faults)}", where=where, hint=hint)
@@ -177,7 +181,7 @@ def _check_sum(where: str, text: str, tree: Mapping[str, Any], tensors: Mapping[
         raise InputError("checksum mismatch", where=where, hint=hint)
 
 
-def _check_names(where: str, names: list[str]) -> None:
+def _check_names(where: str, names: Iterable[str]) -> None:
     for name in names:
         if not name.isprintable() or not 0 < len(name) <= 300:
             raise InputError(f"a tensor has an impossible name: {printable(name)[:80]}", where=where)

@@ -61,6 +61,8 @@ Count = Annotated[int, Field(ge=0, le=2**60)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Text = Annotated[str, StringConstraints(max_length=4096)]
 Word = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_printable)]
+Name = Annotated[str, StringConstraints(max_length=300), AfterValidator(_printable)]
+Shape = Annotated[list[Annotated[int, Field(ge=1, le=2**40)]], Field(max_length=8)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,199}$")]
 
@@ -200,6 +202,14 @@ class Provenance(Part):
     weights_sha256: Sha256 | None = None
 
 
+class Joined(Part):
+    """Modules that hold small tensors of the same names, types and shapes: see `joined`."""
+
+    modules: Annotated[list[Name], Field(min_length=1, max_length=2**20)]
+    tensors: dict[Literal["F16", "F32", "I8", "I32", "I64", "U8", "BOOL"], dict[Name, Shape]]
+    """Type -> the tensor's name in its module -> its shape."""
+
+
 class Document(Part):
     """The JSON document of a packed file."""
 
@@ -215,6 +225,8 @@ class Document(Part):
     layers: Annotated[list[Row], Field(min_length=1, max_length=100_000)]
     recipe: Annotated[dict[str, Any], AfterValidator(_small)] = {}
     """What of the resolved recipe differs from `recipe_defaults`."""
+    joined: list[Joined] = []
+    """The small tensors, which lie one after another: what each is, in their order."""
     accuracy: Score | None = None
     data: Data | None = None
     """Left out only where the model is the caller's."""
