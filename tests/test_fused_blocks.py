@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,6 @@ from binarize_cli.packed import kernels
 from binarize_cli.packed.format import read
 from binarize_cli.packed.fused.activation import limits_after
 from binarize_cli.packed.fused.residual import FusedBiRealBlock
-from binarize_cli.packed.popcount_layers import PopcountLinear
 from binarize_cli.packed.runtime import rebuild
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -111,6 +111,17 @@ def test_other_numbers_and_other_weights_take_the_other_way(resnet):
     assert net(x).shape == (2, 10)
 
 
+@torch.no_grad()
+def test_a_copy_computes_with_tensors_of_its_own(resnet):
+    x = torch.randn(2, 1, 8, 8)
+    expected = resnet(x)
+    twin = copy.deepcopy(resnet)
+    again = pickle.loads(pickle.dumps(resnet))
+    blocks = [module for module in twin.modules() if isinstance(module, FusedBiRealBlock)]
+    assert all(made.value is None for block in blocks for made in block._made.values())
+    assert torch.equal(twin(x), expected) and torch.equal(again(x), expected)
+
+
 def test_the_names_of_tensors_are_the_librarys(resnet):
     plain = set(resnet.state_dict())
     assert "layer1.0.gain1" in plain and not any("_made" in name for name in plain)
@@ -121,8 +132,8 @@ def test_the_names_of_tensors_are_the_librarys(resnet):
 def test_transformer_blocks(name, monkeypatch):
     net = shaken(rebuild(read(GOLDEN / f"format1-{name}.safetensors")))
     calls: list[Tensor] = []
-    from_bits = PopcountLinear.from_bits
-    monkeypatch.setattr(PopcountLinear, "from_bits", lambda *args: calls.append(args[1]) or from_bits(*args))
+    add = kernels.PopcountLinear.added_to
+    monkeypatch.setattr(kernels.PopcountLinear, "added_to", lambda *args: calls.append(args[1]) or add(*args))
     x = torch.randn(40, 1, 8, 8)
     found = net(x)
     assert len(calls) == 8, "of 4 blocks the second layers of attention and perceptron"

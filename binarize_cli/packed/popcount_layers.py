@@ -48,7 +48,10 @@ def _announce_compilation() -> None:
 
 
 class Made:
-    """What was made of some tensors: made again when one of them is another or has changed."""
+    """What was made of some tensors: made again when one of them is another or has changed.
+
+    A copy holds nothing: what kernels were made of tensors goes by the addresses of those.
+    """
 
     def __init__(self) -> None:
         self.key: tuple | None = None
@@ -56,12 +59,15 @@ class Made:
 
     def of(self, tensors: list[Tensor | None], more: tuple, make: Callable[[], Any]) -> Any:
         """Return make(), or what it returned before for the same tensors, as they are now, and `more`."""
-        key = (*(_identity(tensor) for tensor in tensors), *more)
+        key = [_identity(tensor) for tensor in tensors], more
         if key != self.key:
             with torch.no_grad():
                 self.value = make()
             self.key = key
         return self.value
+
+    def __reduce__(self) -> tuple:
+        return Made, ()
 
 
 def _identity(tensor: Tensor | None) -> tuple | None:
@@ -95,24 +101,18 @@ class PopcountLinear(BinaryLinear):
         if not suits(self, x) or x.shape[-1] != self.in_features:
             return super().forward(x)
         bias = None if torch.is_grad_enabled() else self.bias  # the kernels know no gradients
-        limits, product = self._kernel(bias)
+        limits, product = self.kernel(bias)
         bits = kernels.pack_signs(x, limits)
         y = product(bits).contiguous().view(*x.shape[:-1], self.out_features)
         return y if self.bias is None or bias is not None else y + self.bias
 
     def added_to(self, past: Tensor, x: Tensor) -> Tensor:
         """Return past + the layer of x, in the pass over the sums: [..., out] and [..., in] -> [..., out]."""
-        limits, _ = self._kernel(self.bias)
-        return self.from_bits(kernels.pack_signs(x, limits), past)
+        limits, product = self.kernel(self.bias)
+        return product.added_to(past, kernels.pack_signs(x, limits))
 
-    def from_bits(self, bits: Tensor, past: Tensor) -> Tensor:
-        """Return past [..., out] + the layer of inputs that are packed: int64 [rows, words]."""
-        _, product = self._kernel(self.bias)
-        if not past.is_contiguous():  # torch's sum lies as the first one does; a mean over it rounds so
-            return past + product(bits).view(past.shape)
-        return product(bits, past.view(-1, self.out_features)).contiguous().view(past.shape)
-
-    def _kernel(self, bias: Tensor | None) -> tuple[kernels.Limits, kernels.PopcountLinear]:
+    def kernel(self, bias: Tensor | None) -> tuple[kernels.Limits, kernels.PopcountLinear]:
+        """Return the limits of the inputs' signs, and the product with what comes after it."""
         return self._made.of(tensors_of(self), (bias is None,), lambda: self._make(bias))
 
     def _make(self, bias: Tensor | None) -> tuple[kernels.Limits, kernels.PopcountLinear]:
@@ -189,7 +189,8 @@ POPCOUNT_LAYERS: dict[type[nn.Module], Any] = {BinaryLinear: PopcountLinear, Bin
 
 def tensors_of(layer: Any) -> list[Tensor | None]:
     """The tensors that a layer's kernels are made of."""
-    return [layer.source.blocks, layer.source.scale, layer.input.threshold, layer.input.scale, layer.bias]
+    source, signs = layer.source, layer.input  # each name of a module is looked up slowly
+    return [source.blocks, source.scale, signs.threshold, signs.scale, layer.bias]
 
 
 def scale_limits_rule(layer: Any, channels: int) -> tuple[Tensor, kernels.Limits, kernels.Int8 | None]:

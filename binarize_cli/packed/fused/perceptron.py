@@ -36,15 +36,18 @@ def perceptron(made: Made, layers: Sequence[Any], x: Tensor, past: Tensor) -> Te
     found = made.of(tensors, (), lambda: _make(first, act, second))
     if found is None:
         return None
-    limits, signed = found
-    return second.from_bits(signed(kernels.pack_signs(x, limits)), past)
+    limits, signed, product = found
+    return product.added_to(past, signed(kernels.pack_signs(x, limits)))
 
 
-def _make(first: Any, act: Any, second: Any) -> tuple[kernels.Limits, kernels.PopcountLinear] | None:
+def _make(
+    first: Any, act: Any, second: Any
+) -> tuple[kernels.Limits, kernels.PopcountLinear, kernels.PopcountLinear] | None:
     scale, limits, rule = scale_limits_rule(first, first.in_features)
     threshold = second.input.threshold
     threshold = torch.zeros(second.in_features) if threshold is None else threshold
     after = limits_after(first.in_features, scale, first.bias, rule, act, threshold)
     if after is None:
         return None
-    return limits, kernels.PopcountLinear(first.source.matrix, scale, first.bias, rule, after)
+    signed = kernels.PopcountLinear(first.source.matrix, scale, first.bias, rule, after)
+    return limits, signed, second.kernel(second.bias)[1]

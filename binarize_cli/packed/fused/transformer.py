@@ -25,7 +25,7 @@ class FusedBlock(Block):
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         nothing = (self.ls1, self.ls2, self.drop_path1, self.drop_path2)
         plain = all(isinstance(each, nn.Identity | DropPath) for each in nothing)
-        if not plain or attn_mask is not None or is_causal or not unobserved(x, self.modules()):
+        if not plain or attn_mask is not None or is_causal or not unobserved(x, (self,)):
             return super().forward(x, attn_mask, is_causal)
         x = _attended(self.attn, self.norm1(x), x)
         return _transformed(self._made, self.mlp, self.norm2(x), x)
@@ -37,7 +37,7 @@ class FusedEncoderBlock(EncoderBlock):
     _made: dict[str, Made]
 
     def forward(self, x: Tensor) -> Tensor:
-        if not unobserved(x, self.modules()):
+        if not unobserved(x, (self,)):
             return super().forward(x)
         x = _attended(self.self_attention, self.ln_1(x), x)
         return _transformed(self._made, self.mlp, self.ln_2(x), x)

@@ -54,9 +54,10 @@ def popcount_pairs(left: Tensor, right: PackedColumns) -> Tensor:
     """Multiply int64 [n, L, words] by n packed factors of M columns: float32 [n, L, M]."""
     count, rows, words = left.shape
     out = torch.empty(count, rows, right.padded)
-    tables = tuple(table.data_ptr() for table in row_tables(rows, words))
+    tables = row_tables(rows, words)
     compute = pairs(right.rule is not None)
-    arguments = left.data_ptr(), rows, right.numbers, kernel_numbers(right.rule), tables, out.data_ptr()
+    numbers = right.numbers, kernel_numbers(right.rule), tables.addresses
+    arguments = left.data_ptr(), rows, *numbers, out.data_ptr()
     work = count * rows * right.padded * right.length
     in_parts(lambda first, last: compute(*arguments, first, last), count, work)
     return out[..., : right.outputs]
@@ -78,11 +79,12 @@ def weigh_signs(
     queries = queries.contiguous()
     signs = torch.empty(batch * heads, length, words_of(keys.outputs), dtype=torch.int64)
     doubts = torch.zeros(batch * heads, length, dtype=torch.bool)
+    tables = row_tables(length, words)
     arguments = (
         (queries.data_ptr(), heads, length, keys.outputs),
         keys.numbers,
         kernel_numbers(keys.rule),
-        tuple(table.data_ptr() for table in row_tables(length, words)),
+        tables.addresses,
         (np.float32(scale), threshold.data_ptr()),
         (signs.data_ptr(), doubts.data_ptr(), signs.shape[2]),
     )
@@ -102,11 +104,12 @@ def mix_values(signs: Tensor, values: PackedColumns, heads: int, addend: Tensor)
     out = torch.empty(count // heads, length, heads * values.outputs + values.padded - values.outputs)
     past = torch.zeros(heads, values.padded)
     past[:, : values.outputs] = addend
+    tables = row_tables(length, words)
     arguments = (
         (signs.data_ptr(), heads, length),
         values.numbers,
         kernel_numbers(values.rule),
-        tuple(table.data_ptr() for table in row_tables(length, words)),
+        tables.addresses,
         (out.data_ptr(), out.shape[2], values.outputs, past.data_ptr()),
     )
     compute = mixture_of_attention(values.rule is not None)

@@ -34,6 +34,11 @@ class PopcountLinear:
         else:
             self.channels = sign_table(matrix.outputs, scale, bias, limits)
         self.counts = count_table(tile_sizes(matrix.length), rule)
+        self.numbers = (  # of what does not depend on the inputs, as the kernels take them
+            (matrix.blocks.data_ptr(), matrix.words, matrix.padded),
+            (0, self.counts.data_ptr(), 0),
+            kernel_numbers(rule),
+        )
 
     @timed("binary products")
     def __call__(self, bits: Tensor, past: Tensor | None = None) -> Tensor:
@@ -47,26 +52,35 @@ class PopcountLinear:
             out = torch.empty(rows, m.padded)
             width = m.padded
         past = out if past is None else fill_outputs(past, m.padded)
-        starts, places, steps = row_tables(rows, m.words)
+        starts, places, steps = row_tables(rows, m.words).addresses
         addends = past.data_ptr(), m.padded, 0, 0
         compute = products(masked=False, tiled=self.rule is not None, ending=ending)
         arguments = (
-            (bits.data_ptr(), starts.data_ptr(), steps.data_ptr()),
-            (m.blocks.data_ptr(), m.words, m.padded),
-            (0, self.counts.data_ptr(), 0),
-            kernel_numbers(self.rule),
-            (out.data_ptr(), places.data_ptr(), width, self.channels.data_ptr(), *addends),
+            (bits.data_ptr(), starts, steps),
+            *self.numbers,
+            (out.data_ptr(), places, width, self.channels.data_ptr(), *addends),
         )
         work = rows * m.padded * m.length
         in_parts(lambda first, last: compute(*arguments, first, last), rows, work, ROWS)
         return out if self.packs else out[:, : m.outputs]
 
+    def added_to(self, past: Tensor, bits: Tensor) -> Tensor:
+        """Return past + the sums, in one pass over them: float32 [..., out] and int64 [rows, words]."""
+        if not past.is_contiguous():  # torch's sum lies as the first one does; a mean over it rounds so
+            return past + self(bits).view(past.shape)
+        return self(bits, past.view(-1, self.matrix.outputs)).contiguous().view(past.shape)
 
-@lru_cache(maxsize=64)
-def row_tables(rows: int, words: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return where rows begin, which row of the output they fill (both to a multiple of 4), and word offsets.
+
+class RowTables:
+    """Where rows begin, which row of the output they fill (both to a multiple of 4), and offsets of words.
 
     Kernels take four rows at a time; what fills up the last four is the last row again.
     """
-    places = torch.arange(rows + ROWS).clamp_max(rows - 1)
-    return places * words, places, torch.arange(words)
+
+    def __init__(self, rows: int, words: int):
+        places = torch.arange(rows + ROWS).clamp_max(rows - 1)
+        self.tables = places * words, places, torch.arange(words)
+        self.addresses = tuple(table.data_ptr() for table in self.tables)
+
+
+row_tables = lru_cache(maxsize=64)(RowTables)
