@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from binarize_cli import recipe_io
 from binarize_cli.binarize.prepare import BinaryNetwork, make_binary, rewrite_and_choose
 from binarize_cli.data.images import UnreadableImage, decode_image
-from binarize_cli.data.loaders import ImageTransform
+from binarize_cli.data.transforms import ImageTransform
 from binarize_cli.device import find_device, place
 from binarize_cli.errors import InputError
 from binarize_cli.models.heads import head_names

@@ -17,7 +17,8 @@ from binarize_cli.binarize.weights import computed_once
 from binarize_cli.data.batches import RunBatches, open_batches
 from binarize_cli.data.datasets import open_dataset
 from binarize_cli.data.images import ImageDataset
-from binarize_cli.data.loaders import ScoreBatches, resolve_augment
+from binarize_cli.data.loaders import ScoreBatches
+from binarize_cli.data.transforms import resolve_augment
 from binarize_cli.device import allow_tf32, find_device, make_deterministic, place
 from binarize_cli.errors import InputError
 from binarize_cli.evaluation import Measurement, measure

@@ -128,7 +128,8 @@ def make_trainer() -> Callable[..., Any]:
 
     from binarize_cli.binarize.prepare import make_binary, rewrite_and_choose
     from binarize_cli.data.digits import open_digits
-    from binarize_cli.data.loaders import Batches, train_transform
+    from binarize_cli.data.loaders import Batches
+    from binarize_cli.data.transforms import train_transform
     from binarize_cli.models.heads import head_names
     from binarize_cli.models.load import load
     from binarize_cli.models.names import resolve

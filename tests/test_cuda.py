@@ -218,7 +218,8 @@ def test_the_named_device_is_the_present_one(monkeypatch):
 
 def test_batches_cross_to_the_device_as_bytes_and_are_normalised_there(tiny):
     from binarize_cli.data.datasets import open_dataset
-    from binarize_cli.data.loaders import Batches, ScoreBatches, train_transform
+    from binarize_cli.data.loaders import Batches, ScoreBatches
+    from binarize_cli.data.transforms import train_transform
     from binarize_cli.models.load import load
     from binarize_cli.models.names import resolve
     from binarize_cli.recipe import Augment

@@ -25,10 +25,8 @@ from binarize_cli.data.loaders import (
     ScoreBatches,
     cache_on_device,
     hold_out,
-    resolve_augment,
-    score_transform,
-    train_transform,
 )
+from binarize_cli.data.transforms import resolve_augment, score_transform, train_transform
 from binarize_cli.errors import InputError
 from binarize_cli.recipe import Augment
 

@@ -19,7 +19,8 @@ from torch import nn
 from binarize_cli import ranks
 from binarize_cli.binarize.batchnorm import reestimate
 from binarize_cli.data.digits import open_digits
-from binarize_cli.data.loaders import Batches, ScoreBatches, Transform, _part
+from binarize_cli.data.loaders import Batches, ScoreBatches, _part
+from binarize_cli.data.transforms import Transform
 from binarize_cli.device import find_device
 from binarize_cli.errors import InputError, Interrupted
 from binarize_cli.evaluation import measure

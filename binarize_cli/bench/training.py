@@ -25,7 +25,8 @@ from binarize_cli.data.batches import choose_workers
 from binarize_cli.data.datasets import open_dataset
 from binarize_cli.data.decode import decode
 from binarize_cli.data.images import ImageDataset, Split
-from binarize_cli.data.loaders import Batches, train_transform
+from binarize_cli.data.loaders import Batches
+from binarize_cli.data.transforms import train_transform
 from binarize_cli.device import allow_tf32, find_device, place
 from binarize_cli.evaluation import Measurement
 from binarize_cli.job import Job

@@ -11,7 +11,8 @@ import torch
 from binarize_cli.data.decode import decode
 from binarize_cli.data.device import fits_on_device
 from binarize_cli.data.images import ImageDataset
-from binarize_cli.data.loaders import Batches, ScoreBatches, cache_on_device, hold_out, train_transform
+from binarize_cli.data.loaders import Batches, ScoreBatches, cache_on_device, hold_out
+from binarize_cli.data.transforms import train_transform
 from binarize_cli.errors import InputError
 
 if TYPE_CHECKING:

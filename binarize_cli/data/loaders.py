@@ -10,149 +10,23 @@ import math
 import random
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image
-from timm.data import create_transform
-from timm.data.random_erasing import RandomErasing
-from timm.data.transforms import str_to_interp_mode
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from binarize_cli import ranks
-from binarize_cli.data.compat import allow_posterize_to_no_bits
 from binarize_cli.data.device import DeviceCache
-from binarize_cli.data.images import ImageDataset, Split, UnreadableImage
+from binarize_cli.data.images import Split, UnreadableImage
+from binarize_cli.data.transforms import Mode, Transform, score_transform
 from binarize_cli.errors import InputError
 
 if TYPE_CHECKING:
     from binarize_cli.models.load import Preprocessing
-    from binarize_cli.recipe import Augment
-
-
-allow_posterize_to_no_bits()
-
-
-@dataclass(frozen=True)
-class Transform:
-    """From images to a batch, in timm's two steps: normalising a whole batch costs far less."""
-
-    image: Callable[[Image.Image], Tensor]  # -> uint8 [C, H, W]
-    batch: Callable[[Tensor], Tensor]  # uint8 [B, C, H, W] -> float32 [B, C, H, W]
-    erase: Callable[[Tensor], Tensor] | None = None  # patches of a normalised image [C, H, W], in place
-
-
-def resolve_augment(augment: Augment, preprocessing: Preprocessing, dataset: ImageDataset) -> Augment:
-    """The augmentation with every `auto` settled for this model and dataset."""
-    crop, hflip = augment.crop, augment.hflip
-    if crop == "auto":
-        crop = "pad" if dataset.native_size == preprocessing.input_size[1] else "rrc"
-    if hflip == "auto":
-        hflip = dataset.hflip
-    return augment.model_copy(update={"crop": crop, "hflip": hflip})
-
-
-def train_transform(preprocessing: Preprocessing, augment: Augment, dataset: ImageDataset) -> Transform:
-    """The random transform of training images. Raises InputError for an `auto_augment` timm does not know."""
-    augment = resolve_augment(augment, preprocessing, dataset)
-    try:
-        crop_and_flip, colour, to_tensor = create_transform(
-            preprocessing.input_size,
-            is_training=True,
-            scale=(augment.scale[0], augment.scale[1]),
-            hflip=augment.hflip if augment.hflip != "auto" else 0.0,
-            color_jitter=augment.color_jitter or None,  # type: ignore[arg-type]  # None is what timm tests for
-            auto_augment=augment.auto_augment,
-            interpolation=preprocessing.interpolation,
-            mean=preprocessing.mean,
-            use_prefetcher=True,
-            separate=True,
-        )
-    except (AssertionError, KeyError, ValueError, IndexError) as error:
-        hint = "timm's spelling is, for instance, rand-m9-mstd0.5-inc1, original or augmix-m5-w4-d2."
-        what = f"augment.auto_augment: timm cannot read '{augment.auto_augment}'"
-        raise InputError(what, where="recipe", hint=hint) from error
-    geometry = crop_and_flip.transforms
-    if augment.crop == "pad":
-        geometry[:1] = _pad_crop(preprocessing)
-    elif augment.crop == "none":
-        geometry[:1] = _test_crop(preprocessing)
-    steps = [_Mode(preprocessing), *geometry, *colour.transforms, *to_tensor.transforms]
-    erase = RandomErasing(augment.reprob, mode="pixel", device="cpu") if augment.reprob else None
-    return Transform(transforms.Compose(steps), _Normalize(preprocessing), erase)
-
-
-def score_transform(preprocessing: Preprocessing) -> Transform:
-    """The fixed transform of an image to be scored: the model's own."""
-    steps = [_Mode(preprocessing), *_test_crop(preprocessing), transforms.PILToTensor()]
-    return Transform(transforms.Compose(steps), _Normalize(preprocessing))
-
-
-class ImageTransform:
-    """From images of PIL to a network's input, as the network is scored: [N, C, H, W], float32."""
-
-    def __init__(self, preprocessing: Preprocessing):
-        self.preprocessing, self._steps = preprocessing, score_transform(preprocessing)
-
-    def __call__(self, images: Image.Image | Sequence[Image.Image]) -> Tensor:
-        """Return the input for one image (N is 1) or several."""
-        several = [images] if isinstance(images, Image.Image) else images
-        return self._steps.batch(torch.stack([self._steps.image(image) for image in several]))
-
-
-def _pad_crop(preprocessing: Preprocessing) -> list:
-    """CIFAR's crop, for images of the input's size (others are resized to it)."""
-    size = preprocessing.input_size[-2:]
-    return [transforms.Resize(size, str_to_interp_mode(preprocessing.interpolation)), _shifted]
-
-
-def _test_crop(preprocessing: Preprocessing) -> list:
-    """Resize and crop as the model's data config says, all of timm's scoring transform but its last step."""
-    whole = create_transform(
-        preprocessing.input_size,
-        interpolation=preprocessing.interpolation,
-        mean=preprocessing.mean,
-        crop_pct=preprocessing.crop_pct,
-        crop_mode=preprocessing.crop_mode,
-        use_prefetcher=True,
-    )
-    return whole.transforms[:-1]
-
-
-def _shifted(image: Image.Image) -> Image.Image:
-    """A random window of the image's own size, up to an eighth outside, where it is zero."""
-    width, height = image.size
-    reach = max(1, height // 8)
-    left, top = random.randint(-reach, reach), random.randint(-reach, reach)
-    return image.crop((left, top, left + width, top + height))  # ten times as fast as padding first
-
-
-class _Mode:
-    """One channel for a model of one channel, else three."""
-
-    def __init__(self, preprocessing: Preprocessing):
-        self.mode = "L" if preprocessing.input_size[0] == 1 else "RGB"
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        return image if image.mode == self.mode else image.convert(self.mode)
-
-
-class _Normalize:
-    """Normalises a batch, to the same bits as timm does image by image."""
-
-    def __init__(self, preprocessing: Preprocessing):
-        self.mean = torch.tensor(preprocessing.mean).view(-1, 1, 1)
-        self.std = torch.tensor(preprocessing.std).view(-1, 1, 1)
-
-    def __call__(self, pixels: Tensor) -> Tensor:
-        if self.mean.device != pixels.device:
-            self.mean, self.std = self.mean.to(pixels.device), self.std.to(pixels.device)
-        return pixels.float().div_(255).sub_(self.mean).div_(self.std)
 
 
 class Batches:
@@ -226,7 +100,7 @@ class Batches:
 
 
 def _part(batch: list[int], number: int, parts: int) -> list[int]:
-    """Part `number` of a batch: as many from its front as from its end.
+    """Return part `number` of a batch: as many from its front as from its end.
 
     timm's mixup mixes the first image with the last, the second with the last but one: both are in one part.
     """
@@ -239,8 +113,8 @@ def _part(batch: list[int], number: int, parts: int) -> list[int]:
 def cache_on_device(
     split: Split, preprocessing: Preprocessing, hflip: float, device: torch.device
 ) -> DeviceCache:
-    """The images of a split, which have the input's size, on a device. Raises UnreadableImage."""
-    to_tensor = transforms.Compose([_Mode(preprocessing), transforms.PILToTensor()])
+    """Return the images of a split, which have the input's size, on a device. Raises UnreadableImage."""
+    to_tensor = transforms.Compose([Mode(preprocessing), transforms.PILToTensor()])
     pixels = torch.stack([to_tensor(split.read(index)) for index in range(len(split))])
     return DeviceCache(pixels.to(device), split.targets, hflip, preprocessing)
 
@@ -285,7 +159,7 @@ class ScoreBatches:
 
 
 def hold_out(split: Split, share: float, seed: int, cap: int = 1000) -> tuple[Split, Split]:
-    """(the images to train on, a random `share` of them, `cap` at most, that training must not see)."""
+    """Return the images to train on, and a random `share`, `cap` at most, that training must not see."""
     count = min(cap, math.ceil(share * len(split)))
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed)).tolist()
     return split.subset(sorted(order[count:])), split.subset(sorted(order[:count]))
@@ -380,7 +254,7 @@ def _checked(batch: object) -> tuple[Tensor, Tensor]:
 def _one_ahead(
     batches: Iterator[tuple[Tensor, Tensor]], device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches on a CUDA device: while one is used, the next is copied on a stream of its own."""
+    """Yield the batches on a CUDA device: while one is used, the next is copied on a stream of its own."""
     copies, here = torch.cuda.Stream(device), torch.cuda.current_stream(device)
     present = None
     for batch in batches:
@@ -390,9 +264,7 @@ def _one_ahead(
             yield present
         here.wait_stream(copies)
         for tensor in coming:
-            tensor.record_stream(
-                here
-            )  # its memory is not to be used again before the network is done with it
+            tensor.record_stream(here)  # its memory is not used again before the network is done with it
         present = coming
     if present is not None:
         yield present
