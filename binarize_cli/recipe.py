@@ -85,6 +85,9 @@ class Activation(Section):
     """n in multiples of beta, or `none` for n = 1. Unset: the method's own."""
     schedules: dict[str, Annotated[Span, BeforeValidator(_span)]] = {}
     """As in `quantizer`. Unset: those of the weights if the method is the same, else the method's own."""
+    window: Positive | Literal["auto"] = "auto"
+    """How far from t hardened inputs pass gradients on, in multiples of beta, if F was soft before.
+    auto: 4.8 for convolutions, 1.6 for all else."""
     padding: Literal["zero", "plus", "minus"] = "zero"
     """What a convolution pads the signs of an image with: 0 (a third value), +1 or -1."""
     blocks: Literal["bi-real", "keep"] = "bi-real"

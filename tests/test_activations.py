@@ -34,12 +34,13 @@ from binarize_cli.binarize.prepare import (
     quantizers,
     rewrite_and_choose,
 )
-from binarize_cli.binarize.select import count_macs
+from binarize_cli.binarize.select import Layer, count_macs
 from binarize_cli.binarize.tiles import batched_matmul_in_tiles, conv_in_tiles, linear_in_tiles
 from binarize_cli.binarize.weights import LatentWeight
 from binarize_cli.models.load import load
 from binarize_cli.models.names import resolve
 from binarize_cli.packed.integer_accumulator import IntegerAccumulator
+from binarize_cli.quantizers.functions import sign_swish_slope
 from binarize_cli.recipe import Accumulator, Activation, Recipe
 from binarize_cli.training.phases import PhasePlan
 from binarize_cli.training.teacher import block_names
@@ -211,8 +212,8 @@ def recipe(task: str = "bwa", method: str = "bnn++", **sections) -> Recipe:
 
 
 def binary_linear(rule: Recipe, progress: float = 0.0, hard: bool = False) -> BinaryLinear:
-    weights, activations = quantizers(rule)
-    signs = LatentInput(activations, (-1,), draw(20, seed=3), torch.tensor(0.7))
+    weights, inputs = quantizers(rule)
+    signs = LatentInput(inputs.tokens, (-1,), draw(20, seed=3), torch.tensor(0.7))
     linear = nn.Linear(20, 7)
     layer = BinaryLinear(linear, LatentWeight(linear.weight, weights), signs, FloatAccumulator())
     set_phase(layer, Phase.at(progress, "hard" if hard else "soft"))
@@ -246,9 +247,9 @@ def test_where_F_is_linear_a_convolution_with_a_bias_is_the_float_one_and_hard_i
         activation={"normalize": 1e4},
     )
     conv, x = nn.Conv2d(6, 12, 3, groups=groups), draw(2, 6, 5, 5)
-    weights, activations = quantizers(rule)
+    weights, inputs = quantizers(rule)
     expected = conv(x)
-    signs = LatentInput(activations, (1,), draw(6, seed=3), torch.tensor(0.7))
+    signs = LatentInput(inputs.images, (1,), draw(6, seed=3), torch.tensor(0.7))
     layer = BinaryConv2d(conv, LatentWeight(conv.weight, weights), signs, FloatAccumulator())
     torch.testing.assert_close(layer(x), expected, rtol=1e-3, atol=1e-3)
     set_phase(layer, Phase.at(0.0, "hard"))
@@ -260,7 +261,7 @@ def test_where_F_is_linear_a_convolution_with_a_bias_is_the_float_one_and_hard_i
 @pytest.mark.parametrize("method", ["bc", "bnn", "bnn+", "bnn++", "pc", "parq", "ede+", "pq"])
 def test_the_gradient_of_binary_inputs_is_the_pairs(method):
     """F and B of the registry at (x - t) / n, against the layer's own backward pass."""
-    _, q = quantizers(recipe(method=method))
+    q = quantizers(recipe(method=method))[1].tokens
     q.move_to(Moment(0.3))
     made = LatentInput(q, (-1,), draw(20, seed=3), torch.tensor(0.7))
     x = draw(5, 20).requires_grad_()
@@ -277,34 +278,45 @@ def test_the_gradient_of_binary_inputs_is_the_pairs(method):
     torch.testing.assert_close(made.scale.grad, (upstream * values).sum().detach())
 
 
+@pytest.mark.parametrize("kind, window", [("images", 4.8), ("tokens", 1.6)])
 @pytest.mark.parametrize("normalize", ["none", 1.0, 10.0])
-def test_hardened_inputs_pass_gradients_on_within_a_window_of_beta(normalize):
-    _, quantizer = quantizers(recipe(activation={"normalize": normalize}))
+def test_hardened_inputs_pass_gradients_on_within_a_window_of_beta(kind, window, normalize):
+    quantizer = getattr(quantizers(recipe(activation={"normalize": normalize}))[1], kind)
     made = LatentInput(quantizer, (-1,), draw(20, seed=3), torch.tensor(0.7))
     quantizer.move_to(Moment(0.0, "hard"))
-    x, upstream = draw(50, 20).requires_grad_(), draw(50, 20, seed=5)
+    x, upstream = (2 * draw(50, 20)).requires_grad_(), draw(50, 20, seed=5)
     values, beta = made(x)
     assert set(values.unique().tolist()) == {-1, 1}
     (values * beta * upstream).sum().backward()
     unit = 1.0 if normalize == "none" else 0.7  # n = 1: the window is that of inputs of magnitude 1
-    within = (x - made.threshold).detach().abs() <= 1.5 * unit
-    assert 0.2 < within.float().mean() < 0.95
-    torch.testing.assert_close(x.grad, torch.where(within, upstream * 0.7 / unit, 0.0))
+    distance = (x - made.threshold).detach() / unit
+    slope = torch.where(distance.abs() < window, sign_swish_slope(distance, 2.3994 / window), 0.0)
+    assert 0.01 < (slope == 0).float().mean() < 0.8
+    torch.testing.assert_close(x.grad, upstream * slope * 0.7 / unit, atol=1e-4, rtol=1e-4)
+
+
+def test_convolutions_have_a_wider_window_than_all_else():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 5))
+    table = [Layer("0", "conv", [4, 3, 3, 3], True, ""), Layer("2", "linear", [5, 144], True, "")]
+    for rule, windows in (({}, [4.8, 1.6]), ({"window": 3.0}, [3.0, 3.0])):
+        made = make_binary(copy.deepcopy(net), table, recipe(activation=rule), [draw(6, 3, 8, 8)]).net
+        assert [made[at].input.quantizer.window for at in (0, 2)] == windows
 
 
 def test_hardening_leaves_a_pair_of_signs_as_it_is():
     for method in ("bnn", "poly"):
-        _, quantizer = quantizers(recipe(method=method))
+        quantizer = quantizers(recipe(method=method))[1].images
         x, soft = draw(50), quantizer.B(draw(50))
         quantizer.move_to(Moment(0.0, "hard"))
         assert torch.equal(quantizer.B(x), soft)
 
 
 def test_activations_may_have_a_method_of_their_own_and_follow_the_weights_otherwise():
-    weights, activations = quantizers(recipe(activation=Activation(method="bnn")))
-    assert activations.method.name == "bnn" and weights.method.name == "bnn++"
+    weights, inputs = quantizers(recipe(activation=Activation(method="bnn")))
+    assert inputs.images.method.name == inputs.tokens.method.name == "bnn" and weights.method.name == "bnn++"
     schedules = {"mu": {"start": 3.0, "end": 9.0}}
-    for quantizer in quantizers(recipe(quantizer={"schedules": schedules})):
+    weights, inputs = quantizers(recipe(quantizer={"schedules": schedules}))
+    for quantizer in (weights, *inputs):
         quantizer.enter(Phase.at(0.5))
         assert float(quantizer.values["mu"]) == 6.0 and quantizer.mode == "soft"
     assert quantizers(recipe("bw"))[1] is None
@@ -445,10 +457,10 @@ def test_macs_are_counted_for_one_image():
 def test_padding_is_a_third_value_or_a_chosen_sign():
     outputs = {}
     for value in (-1, 0, 1):
-        weights, activations = quantizers(recipe())
+        weights, inputs = quantizers(recipe())
         conv = nn.Conv2d(1, 1, 3, padding=1, bias=False)
         nn.init.ones_(conv.weight)
-        signs = LatentInput(activations, (1,), None, torch.tensor(1.0))
+        signs = LatentInput(inputs.images, (1,), None, torch.tensor(1.0))
         layer = BinaryConv2d(conv, LatentWeight(conv.weight, weights), signs, FloatAccumulator(), value)
         set_phase(layer, Phase.at(0.0, "hard"))
         outputs[value] = float(layer(torch.ones(1, 1, 4, 4))[0, 0, 0, 0].detach())
@@ -468,7 +480,7 @@ def test_wrong_activation_sections_are_refused(rule):
 
 
 def test_activations_first_keeps_float_weights_and_then_the_inputs_stay_at_the_end_of_their_schedule():
-    weights, activations = quantizers(recipe())
+    weights, inputs = quantizers(recipe())
     latent = LatentWeight(draw(4, 9), weights)
     first = PhasePlan("activations", steps=10, harden=0.5)
     assert first.at(9).inputs.mode == "hard" and first.at(9).weights.mode == "float"
@@ -476,9 +488,9 @@ def test_activations_first_keeps_float_weights_and_then_the_inputs_stay_at_the_e
     units, alpha = latent.signs_and_scale()
     torch.testing.assert_close(units * alpha[:, None], latent.latent)
     second = PhasePlan("binary", steps=10, harden=0.5, inputs_frozen=True).start()
-    for quantizer in (weights, activations):
+    for quantizer in (weights, *inputs):
         quantizer.enter(second)
-    assert float(activations.values["mu"]) == 300 and float(weights.values["mu"]) == 5
+    assert float(inputs.images.values["mu"]) == 300 and float(weights.values["mu"]) == 5
 
 
 # --- the command line --------------------------------------------------------------------------------------

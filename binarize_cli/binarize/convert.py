@@ -13,7 +13,7 @@ from binarize_cli.binarize.calibrate import BinaryInputs, Calibration, InputStat
 from binarize_cli.binarize.float_accumulator import FloatAccumulator
 from binarize_cli.binarize.layers import BINARY_LAYERS, BinaryConv2d, BinaryLinear, is_candidate
 from binarize_cli.binarize.matmuls import BINARY_MATMULS, BinaryMatmul, is_matmul
-from binarize_cli.binarize.quantizer import ActivationQuantizer, WeightQuantizer
+from binarize_cli.binarize.quantizer import ActivationQuantizers, WeightQuantizer
 from binarize_cli.binarize.weights import LatentWeight, SignWeight
 
 
@@ -36,7 +36,7 @@ def to_latents(
     net: nn.Module,
     names: Sequence[str],
     weights: WeightQuantizer,
-    activations: ActivationQuantizer | None = None,
+    activations: ActivationQuantizers | None = None,
     binary: BinaryInputs | None = None,
     found: Mapping[str, Calibration] | None = None,
 ) -> nn.Module:
@@ -69,8 +69,9 @@ def to_latents(
 
 
 def _latent_input(
-    found: InputStats, quantizer: ActivationQuantizer, binary: BinaryInputs, in_float32: bool
+    found: InputStats, quantizers: ActivationQuantizers, binary: BinaryInputs, in_float32: bool
 ) -> LatentInput:
+    quantizer = quantizers.images if found.axes == BinaryConv2d.axes else quantizers.tokens
     threshold = found.mean if binary.learned_threshold else None
     scale = found.magnitude if binary.learned_scale else None
     return LatentInput(quantizer, found.axes, threshold, scale, in_float32)

@@ -22,7 +22,13 @@ from binarize_cli.binarize.convert import harden, latent_weights, to_latents
 from binarize_cli.binarize.layers import PAD_VALUES
 from binarize_cli.binarize.observe import read_past_the_layer
 from binarize_cli.binarize.phase import Phase, set_phase
-from binarize_cli.binarize.quantizer import ActivationQuantizer, WeightQuantizer
+from binarize_cli.binarize.quantizer import (
+    WINDOW_OF_IMAGES,
+    WINDOW_OF_TOKENS,
+    ActivationQuantizer,
+    ActivationQuantizers,
+    WeightQuantizer,
+)
 from binarize_cli.binarize.rounding import round_floats
 from binarize_cli.binarize.select import Layer, count_macs, select
 from binarize_cli.binarize.updates import update_rule
@@ -46,7 +52,7 @@ class BinaryNetwork:
     table: list[Layer]
     recipe: Recipe
     quantizer: WeightQuantizer
-    activations: ActivationQuantizer | None
+    activations: ActivationQuantizers | None
     """None in task bw."""
     constant_inputs: list[str] = field(default_factory=list)
     """Layers that saw inputs of one sign alone in calibration."""
@@ -127,7 +133,7 @@ def make_binary(
     return BinaryNetwork(net, rows, recipe, weights, activations, constant)
 
 
-def quantizers(recipe: Recipe) -> tuple[WeightQuantizer, ActivationQuantizer | None]:
+def quantizers(recipe: Recipe) -> tuple[WeightQuantizer, ActivationQuantizers | None]:
     """Return the quantizers of weights and, in tasks bwa and bwaa, of inputs that a recipe asks for."""
     weights = WeightQuantizer(
         effective_method(recipe),
@@ -138,7 +144,9 @@ def quantizers(recipe: Recipe) -> tuple[WeightQuantizer, ActivationQuantizer | N
     if recipe.task == "bw":
         return weights, None
     inputs = activation_method(recipe), activation_schedules(recipe), activation_normalize(recipe)
-    return weights, ActivationQuantizer(*inputs)
+    window = recipe.activation.window
+    windows = (WINDOW_OF_IMAGES, WINDOW_OF_TOKENS) if window == "auto" else (window, window)
+    return weights, ActivationQuantizers(*(ActivationQuantizer(*inputs, width) for width in windows))
 
 
 def binary_inputs(recipe: Recipe) -> BinaryInputs | None:

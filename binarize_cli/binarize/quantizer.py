@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from binarize_cli.binarize.phase import Mode, Moment, Phase, PhasedModule
-from binarize_cli.quantizers.functions import clipped_ste, sign, ste
+from binarize_cli.quantizers.functions import sign, sign_swish_slope, ste
 from binarize_cli.quantizers.method import Method
 from binarize_cli.quantizers.scales import TINY, Scale
 from binarize_cli.quantizers.schedules import Schedule
@@ -16,7 +17,8 @@ from binarize_cli.quantizers.schedules import Schedule
 Values = Mapping[str, Tensor]
 GRID = 256
 SMALLEST_SCALE = 1e-6  # beta is kept above it
-WINDOW = 1.5  # of hardened inputs, in multiples of beta: measured on digits_resnet, 1 and 2 were worse
+WINDOW_OF_IMAGES, WINDOW_OF_TOKENS = 4.8, 1.6  # of hardened inputs, in multiples of beta
+EDGE = 2.3994  # SS_mu' is negative beyond EDGE / mu
 
 
 class Quantizer(PhasedModule):
@@ -131,8 +133,15 @@ class ActivationQuantizer(Quantizer):
 
     typical: Tensor
 
-    def __init__(self, method: Method, schedules: Mapping[str, Schedule], normalize: float | None):
+    def __init__(
+        self,
+        method: Method,
+        schedules: Mapping[str, Schedule],
+        normalize: float | None,
+        window: float = WINDOW_OF_IMAGES,
+    ):
         super().__init__(method, schedules, normalize)
+        self.window = window
         levels = torch.special.ndtri((torch.arange(GRID) + 0.5) / GRID)
         typical = levels / levels.abs().mean()
         self.register_buffer("typical", typical, persistent=False)  # [GRID], Gaussian inputs of magnitude 1
@@ -142,13 +151,15 @@ class ActivationQuantizer(Quantizer):
         self.move_to(phase.inputs)
 
     def B(self, x: Tensor, values: Values | None = None) -> Tensor:
-        """Return the backward quantizer at x. While a soft F is hardened, it is BNN's: 1 within WINDOW beta.
+        """Return the backward quantizer at x. While a soft F is hardened, it is SS' within a window, else 0.
 
-        F' at the end of its schedule is so narrow that hardly an input would pass a gradient on.
+        F' at the end of its schedule is so narrow that hardly an input would pass a gradient on. Beyond the
+        window SS' is negative, and would turn the gradients of far inputs round.
         """
         if self.mode == "hard" and self.has_soft_phase:
             multiple = self.normalize or 1.0
-            return clipped_ste(x * (multiple / WINDOW)) * multiple  # the slope is 1 in units of beta
+            slope = sign_swish_slope(x * multiple, EDGE / self.window)  # in units of beta
+            return slope.clamp(min=0) * multiple
         return super().B(x, values)
 
     def normaliser(self, scale: Tensor) -> Tensor:
@@ -158,3 +169,10 @@ class ActivationQuantizer(Quantizer):
     def spread(self, scale: Tensor, normaliser: Tensor) -> Tensor:
         """Return mean |F| of Gaussian inputs of that magnitude: dividing by it keeps the magnitude."""
         return self.F(self.typical * (scale.detach() / normaliser)).abs().mean().clamp_min(TINY)
+
+
+class ActivationQuantizers(NamedTuple):
+    """The quantizers of a network's inputs: what convolutions get, and what all other layers get."""
+
+    images: ActivationQuantizer
+    tokens: ActivationQuantizer

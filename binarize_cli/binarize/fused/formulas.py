@@ -59,7 +59,9 @@ class Formula:
     """F or B of a quantizer in a mode: called, it computes with tensors; `text` is the same for a kernel."""
 
     def __init__(self, quantizer: ActivationQuantizer, which: str):
-        own = ActivationQuantizer(quantizer.method, quantizer.schedules, quantizer.normalize)
+        own = ActivationQuantizer(
+            quantizer.method, quantizer.schedules, quantizer.normalize, quantizer.window
+        )
         own.mode = quantizer.mode
         self.names = tuple(own.schedules)
         self._formula: Callable[..., Tensor] = getattr(own, which)
@@ -99,7 +101,7 @@ def formula_of(quantizer: ActivationQuantizer, which: str) -> Formula | None:
     method = quantizer.method
     key = (
         *(method.forward, method.backward, method.update),
-        *(tuple(quantizer.schedules), quantizer.mode, quantizer.normalize, which),
+        *(tuple(quantizer.schedules), quantizer.mode, quantizer.normalize, quantizer.window, which),
     )
     if key not in _known:
         formula: Formula | None = Formula(quantizer, which)
