@@ -271,6 +271,11 @@ def setting(result: Result) -> tuple[str, str, int, str, str, str]:
     )
 
 
+def label(result: Result) -> str:
+    """Return the method or recipe of a result, and what its command sets beside."""
+    return " ".join((name_of(result), *re.findall(r"--set[ =](\S+)", result["command"])))
+
+
 def results() -> str:
     """Return a section for each setting, with a row for each method or recipe and task."""
     groups: dict[tuple, list[Result]] = defaultdict(list)
@@ -294,7 +299,7 @@ def _section(key: tuple[str, str, int, str, str, str], group: Sequence[Result]) 
     facts = [f"{precision}", SELECTION.get(select, select), f"on {machine}"]
     if base:
         facts.append(f"float model {' or '.join(base)}")
-    rows = sorted(compare_runs([Run(result) for result in group])["rows"], key=_order)
+    rows = sorted(compare_runs([Run(result, label=label(result)) for result in group])["rows"], key=_order)
     heads = ("method or recipe", "task", "n", "packed file, top-1", "soft", "flips %", "file", "minutes")
     commands = "\n".join(sorted({f"$ {_general(r['command'])}" for r in group}))
     details = f"<details><summary>The commands</summary>\n\n```console\n{commands}\n```\n\n</details>"
@@ -305,7 +310,8 @@ def _section(key: tuple[str, str, int, str, str, str], group: Sequence[Result]) 
 def _order(row: Mapping[str, Any]) -> tuple[int, int, str]:
     """Return the key by which rows are sorted: by task, then as methods are listed, recipes last."""
     names = list(METHODS)
-    place = names.index(row["row"]) if row["row"] in names else len(names)
+    name = row["row"].split()[0]
+    place = names.index(name) if name in names else len(names)
     return TASKS.index(row["task"]), place, row["row"]
 
 
@@ -350,7 +356,8 @@ def lead() -> str:
         groups[*setting(result), result["task"]].append(result)
     rows = []
     for key in sorted(groups, key=str):
-        trained = compare_runs([Run(result) for result in groups[key] if result["method"] != "ptq"])["rows"]
+        plain = [each for each in groups[key] if each["method"] != "ptq" and "--set" not in each["command"]]
+        trained = compare_runs([Run(result) for result in plain])["rows"]
         own = next((row for row in trained if row["row"] == "bnn++"), None)
         others = [row for row in trained if row is not own]
         if own and others:
@@ -606,7 +613,7 @@ def store(place: Path) -> None:
     RESULTS.mkdir(exist_ok=True)
     for _, result in read_results([place]):
         model, precision = result["model"].split("/")[-1], result["provenance"]["precision"]
-        words = (model, result["data"]["name"], name_of(result), result["task"], precision)
+        words = (model, result["data"]["name"], *label(result).split(), result["task"], precision)
         name = "-".join((*words, f"{result['recipe']['train']['epochs']}epochs", f"seed{result['seed']}"))
         (RESULTS / f"{name.replace('/', '-')}.json").write_text(as_json(result), encoding="utf-8")
 
