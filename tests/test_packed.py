@@ -21,6 +21,7 @@ from safetensors.numpy import load_file, save
 from safetensors.torch import save_file
 from torchvision.models import VisionTransformer
 
+import bnnpp
 from binarize_cli.binarize.convert import binary_weights, harden
 from binarize_cli.binarize.int8 import from_int8, has_rows, to_int8
 from binarize_cli.binarize.prepare import make_binary, rewrite_and_choose
@@ -319,6 +320,51 @@ def test_the_rebuilt_network_computes_the_hard_networks_logits_to_the_bit(shippe
     assert not torch.allclose(loaded(IMAGES), net(IMAGES), atol=1e-3)
     found = compare_logits(hard, loaded, IMAGES)
     assert (found.images, found.largest_difference, found.equal) == (5, 0, True)
+
+
+MODES = {
+    "bw": ("bw", {}, {}),
+    "bwa": ("bwa", {}, {}),
+    "bwa, padded with +1": ("bwa", {"padding": "plus"}, {}),
+    "bwa, padded with -1": ("bwa", {"padding": "minus"}, {}),
+    "bwa, blocks as they are": ("bwa", {"blocks": "keep"}, {}),
+    "bwa, bare signs": ("bwa", {"threshold": "none", "scale": "none"}, {}),
+    "bwa, binary attention": ("bwa", {"attention": "binary"}, {}),
+    "bwaa": ("bwaa", {}, {}),
+    "bwaa, saturated": ("bwaa", {"padding": "minus"}, {"shift": 0}),
+    "bwaa, wrapped": ("bwaa", {}, {"overflow": "wrap", "shift": 1}),
+    "bwaa, blocks as they are": ("bwaa", {"blocks": "keep"}, {"shift": 3}),
+    "bwaa, binary attention": ("bwaa", {"attention": "binary"}, {"shift": 2}),
+    "bwaa, binary attention, wrapped": ("bwaa", {"attention": "binary"}, {"overflow": "wrap", "shift": 0}),
+}
+OF_TRANSFORMERS, OF_CONVOLUTIONS = ("attention",), ("padded", "blocks")
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        (name, mode)
+        for name in MODELS
+        for mode in MODES
+        if not any(word in mode for word in (OF_TRANSFORMERS if "resnet" in name else OF_CONVOLUTIONS))
+    ],
+)
+@torch.no_grad()
+def test_a_file_of_any_mode_computes_the_hard_networks_logits_to_the_bit(tmp_path, name, mode):
+    task, activation, accumulator = MODES[mode]
+    rule = {"task": task}
+    if task != "bw":
+        rule["activation"] = activation
+    if task == "bwaa":
+        rule["accumulator"] = accumulator
+    images = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    made = bnnpp.binarize(a_float_network(name), images[:2], rule, images[:32])
+    for parameter in made.net.parameters():
+        parameter += 0.02 * torch.randn_like(parameter)
+    hard = made.frozen().eval()
+    loaded = bnnpp.load_into(a_float_network(name), bnnpp.save(made, tmp_path / "m"))
+    x = images - 0.5
+    assert torch.equal(loaded(x), hard(x)) and torch.equal(loaded(x[:1]), hard(x[:1]))
 
 
 def test_the_file_holds_one_bit_for_each_binary_weight_and_the_rest_by_its_name(shipped):

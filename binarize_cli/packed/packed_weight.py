@@ -11,7 +11,11 @@ from binarize_cli.packed.bits import unpack
 
 
 class PackedWeight(nn.Module):
-    """Holds the bits; unpacks them to float32 when first asked, and keeps that for later."""
+    """Holds the bits; unpacks them to float32 when first asked, and keeps that for later.
+
+    Unpacking anew in each forward pass was measured: a batch of one image takes 1.1 (DeiT-Tiny) to 1.5 times
+    (ResNet-20) as long, one of 32 images 1.02 to 1.05 times.
+    """
 
     bits: Tensor
     scale: Tensor
