@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from binarize_cli.binarize.layers import BinaryConv2d, BinaryLinear
 from binarize_cli.packed.check import BITS
 from binarize_cli.packed.format import PackedFile
+from binarize_cli.packed.kernels.geometry import Plan
 
 
 def footprint(net: nn.Module, file: PackedFile) -> dict[str, int]:
@@ -38,7 +39,7 @@ def _bytes(tensors: Iterator[Tensor] | list[Tensor]) -> int:
 
 def _tensors(thing: Any, seen: set[int]) -> Iterator[Tensor]:
     """Every tensor that an object holds on to: parameters, buffers, and what kernels were made of them."""
-    if id(thing) in seen:
+    if id(thing) in seen or isinstance(thing, Plan):  # where pixels lie is nothing of the weights
         return
     seen.add(id(thing))
     if isinstance(thing, Tensor):

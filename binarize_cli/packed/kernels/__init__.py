@@ -19,7 +19,6 @@ from binarize_cli.packed.kernels.geometry import Window
 from binarize_cli.packed.kernels.int8 import Int8Linear, expand_signs, quantize
 from binarize_cli.packed.kernels.linear import PopcountLinear
 from binarize_cli.packed.kernels.matrix import Norm, PackedMatrix, matrix_of_bytes, pack_matrix, signs_of
-from binarize_cli.packed.kernels.norm import pack_layer_norm
 from binarize_cli.packed.kernels.pack import Limits, pack_heads, pack_image, pack_signs
 
 __all__ = [
@@ -39,7 +38,6 @@ __all__ = [
     "pack_heads",
     "pack_image",
     "pack_kernels",
-    "pack_layer_norm",
     "pack_matrix",
     "pack_signs",
     "popcount_pairs",

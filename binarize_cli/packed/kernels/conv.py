@@ -43,7 +43,7 @@ class PopcountConv:
         self.each, self.padded, self.blocks = matrix.outputs, matrix.padded, matrix.blocks
         table = channel_table(self.each * window.groups, scale.float() * factor(rule), bias, after)
         self.channels = torch.stack([_of_group(table, g, self.each) for g in range(window.groups)])
-        self._counts: dict[tuple[int, int], Tensor] = {}
+        self._tables: dict[tuple[int, int], tuple[Plan, Tensor, tuple]] = {}
 
     @timed("binary products")
     def __call__(
@@ -54,24 +54,15 @@ class PopcountConv:
         `past` and `more`, which `after` adds, and the result are float32 [N, out, H', W'], the result with
         channels last in memory.
         """
-        p, groups = plan(self.window, *size), self.window.groups
+        p, _, tables = self._tables_of(size)
+        groups = self.window.groups
         count, pixels = len(bits), p.output[0] * p.output[1]
         width = self.each * (groups - 1) + self.padded  # what a last group's last vector writes has room
         out = torch.empty(count, *p.output, width)
         old, old_width = _addend(past, width)
         new, new_width = _addend(more, width)
         compute = convolution(self.rule is not None, self.ending)
-        counts = self._counts_of(p, size)
-        image = (
-            bits.numpy().view(np.uint64).reshape(count, p.padded[0] * p.padded[1] * self.window.pixel_words),
-            p.starts.numpy(),
-            p.pieces.numpy(),
-        )
-        group = (groups, self.window.pixel_words // groups, self.blocks[0].numel(), self.each)
-        lines = (p.output[1], self.window.stride[1] * self.window.pixel_words)
-        rows = (p.starts.data_ptr(), p.steps.data_ptr(), p.places.data_ptr())
-        weights = (self.blocks.data_ptr(), len(p.masks[0]), self.padded)
-        kinds = (p.masks.data_ptr(), counts.data_ptr(), p.classes.data_ptr())
+        images = bits.numpy().view(np.uint64).reshape(count, -1)
         results = (
             out.data_ptr(),
             width,
@@ -82,7 +73,7 @@ class PopcountConv:
             new.data_ptr(),
             new_width,
         )
-        arguments = (*image, lines, rows, group, weights, kinds, kernel_numbers(self.rule), results)
+        arguments = (images, *tables, results)
         work = count * pixels * width * self.window.length
         if count >= torch.get_num_threads():
             in_parts(lambda first, last: compute(*arguments, first, last, 0, pixels), count, work)
@@ -90,10 +81,19 @@ class PopcountConv:
             in_parts(lambda first, last: compute(*arguments, 0, count, first, last), pixels, work, ROWS)
         return out[..., : self.each * groups].permute(0, 3, 1, 2)
 
-    def _counts_of(self, p: Plan, size: tuple[int, int]) -> Tensor:
-        if size not in self._counts:
-            self._counts[size] = count_table(p.valid, self.rule).contiguous()
-        return self._counts[size]
+    def _tables_of(self, size: tuple[int, int]) -> tuple[Plan, Tensor, tuple]:
+        """Return the plan for images of that size, the counts, and what the kernel takes beside images."""
+        if size not in self._tables:
+            p, groups, words = plan(self.window, *size), self.window.groups, self.window.pixel_words
+            counts = count_table(p.valid, self.rule).contiguous()
+            lines = (p.output[1], self.window.stride[1] * words)
+            rows = (p.starts.data_ptr(), p.steps.data_ptr(), p.places.data_ptr())
+            group = (groups, words // groups, self.blocks[0].numel(), self.each)
+            weights = (self.blocks.data_ptr(), len(p.masks[0]), self.padded)
+            kinds = (p.masks.data_ptr(), counts.data_ptr(), p.classes.data_ptr())
+            numbers = (lines, rows, group, weights, kinds, kernel_numbers(self.rule))
+            self._tables[size] = p, counts, (p.starts.numpy(), p.pieces.numpy(), *numbers)
+        return self._tables[size]
 
 
 def pack_kernels(signs: np.ndarray, window: Window) -> PackedMatrix:

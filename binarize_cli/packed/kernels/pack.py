@@ -1,8 +1,4 @@
-"""Thresholds, signs and packing in one pass over the input: no float tensor is written.
-
-Where only the sign of a function is needed next, the function is in that pass too. The sign of a GELU needs
-no GELU: it falls up to -0.75 and rises from there, so gelu(x) >= t is x >= high or x <= low.
-"""
+"""Thresholds, signs and packing in one pass over the input: no float tensor is written."""
 
 from __future__ import annotations
 
@@ -25,7 +21,10 @@ WORK = 64  # what packing a number costs, in products of bits
 
 @dataclass(frozen=True)
 class Limits:
-    """Which numbers become +1: x >= high or x <= low, float32 of the same shape [..., K]; NaN is no limit."""
+    """Which numbers become +1: x >= high or x <= low, float32 of the same shape [..., K]; NaN is no limit.
+
+    Behind a function that falls once and rises once, as GELU does, both are needed: `fused/activation.py`.
+    """
 
     high: Tensor
     low: Tensor
@@ -35,13 +34,6 @@ class Limits:
         """x - t >= 0, which is x >= t to the bit: float32 subtraction never rounds a difference to 0."""
         high = threshold.detach().float().contiguous()
         return cls(high, torch.full_like(high, math.nan))
-
-    @classmethod
-    def of_gelu(cls, threshold: Tensor) -> Limits:
-        """gelu(x) - t >= 0 for the exact GELU, x Phi(x)."""
-        found = [_gelu_limits(t) for t in threshold.double().flatten().tolist()]
-        high, low = (torch.tensor(side, dtype=torch.float32) for side in zip(*found, strict=True))
-        return cls(high.view(threshold.shape), low.view(threshold.shape))
 
 
 def sign_table(outputs: int, scale: Tensor, bias: Tensor | None, limits: Limits) -> Tensor:
@@ -142,31 +134,3 @@ def pack_run(x, high, low, bits, count):
             rest |= signs_of_1(x + at, high + at, low + at) << filled
             done, filled = done + 1, filled + np.uint64(1)
         store_word(bits + 8 * (count // 64), rest)
-
-
-GELU_TURNS = -0.7517915246935645  # where the derivative Phi(x) + x phi(x) is 0
-
-
-def _gelu(x: float) -> float:
-    """x Phi(x) as float32 networks compute it: far to the left erf is -1, and gelu is -0, not below 0."""
-    return 0.5 * x * (1 + float(np.float32(math.erf(x / math.sqrt(2)))))
-
-
-def _gelu_limits(t: float) -> tuple[float, float]:
-    """Return (high, low) in float32's steps: gelu(x) >= t is x >= high or x <= low; NaN is no limit."""
-    if t <= _gelu(GELU_TURNS):
-        return -math.inf, math.nan
-    high = _bisect(lambda x: _gelu(x) >= t, GELU_TURNS, max(10.0, 2 * t))
-    low = _bisect(lambda x: _gelu(x) < t, -40.0, GELU_TURNS, last=True) if t <= 0 else math.nan
-    return high, low
-
-
-def _bisect(holds, left: float, right: float, last: bool = False) -> float:
-    """Return the first float32 for which `holds`, from left to right, or with `last` the one before that."""
-    left, right = np.float32(left), np.float32(right)
-    if last and holds(float(left)):
-        return math.nan
-    while np.nextafter(left, right, dtype=np.float32) < right:
-        middle = np.float32((float(left) + float(right)) / 2)
-        left, right = (left, middle) if holds(float(middle)) else (middle, right)
-    return float(left if last else right)

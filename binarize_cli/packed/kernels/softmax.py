@@ -53,17 +53,19 @@ def exponentials(row, scale):
     return total
 
 
-@kernel
+@kernel(reorder=True)
 def maximum(row):
-    """Return the largest number of a row. LLVM makes a vector of 16 running maxima, but not of one."""
-    top = np.full(16, -np.inf, np.float32)
-    whole = row.size - row.size % 16
-    for j in range(0, whole, 16):
-        for lane in range(16):
-            top[lane] = max(top[lane], row[j + lane])
-    for j in range(whole, row.size):
-        top[0] = max(top[0], row[j])
-    return top.max()
+    """Return the largest number of a row, as integers: LLVM makes vectors of those, but not of floats."""
+    top, bits = np.int32(-(2**31)), row.view(np.int32)
+    for j in range(bits.size):
+        top = max(top, sortable(bits[j]))
+    return as_float32(sortable(top))
+
+
+@kernel
+def sortable(bits):
+    """Turn the bits of a float into an integer that sorts as the float does, or back."""
+    return bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))
 
 
 @kernel
