@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from itertools import combinations
 
 import pytest
 import torch
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from binarize_cli.analysis.choice import Gain, Score, patterns, ranked, until_points, within_budget
@@ -122,6 +125,19 @@ def test_the_choice_takes_what_gains_most_a_byte_and_fits():
     assert few.layers == ["b.0", "a.0", "a.1"]
     with pytest.raises(InputError, match=r"gains 9 points; the most is 2\.00"):
         until_points(GAINS, 9, Score(80, 1), lambda names: Score(80 + 0.5 * len(names), 1))
+
+
+@given(st.lists(st.tuples(st.integers(1, 60), st.integers(-5, 40)), max_size=8), st.integers(-3, 200))
+def test_a_budget_buys_what_no_other_choice_exceeds(units, spare):
+    gains = [Gain(str(i), [str(i)], size, 0.0, float(gain)) for i, (size, gain) in enumerate(units)]
+    choice = within_budget(gains, spare, lambda names: Score(0, 0))
+    worth = [
+        sum(gain.loss for gain in some)
+        for count in range(len(gains) + 1)
+        for some in combinations(gains, count)
+        if sum(gain.bytes for gain in some) <= spare or not some
+    ]
+    assert choice.bytes <= max(spare, 0) and sum(gain.loss for gain in choice.units) == max(worth)
 
 
 def test_patterns_name_exactly_the_layers():
