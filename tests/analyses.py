@@ -67,7 +67,7 @@ def held_against(session: Session, budgets: Sequence[float], val: Sequence[Any])
             {
                 "budget": spare,
                 "named": scored(choice.units),
-                "random": [scored(drawn(gains, spare, 100 + draw)) for draw in range(DRAWS)],
+                "random": [scored(drawn(gains, choice.bytes, 100 + draw)) for draw in range(DRAWS)],
             }
         )
     return {"binary": asdict(binary), "budgets": rows, "gains": [gain.to_json() for gain in gains]}
