@@ -165,15 +165,16 @@ def test_gradients_go_straight_through_where_nothing_overflowed_and_overflows_ar
 
 
 @pytest.mark.parametrize(
-    "groups,stride,dilation", [(1, (1, 1), (1, 1)), (2, (2, 1), (1, 2)), (8, (1, 1), (1, 1))]
+    "groups,stride,zeros,dilation",
+    [(1, (1, 1), (0, 0), (1, 1)), (2, (2, 1), (1, 2), (1, 2)), (8, (1, 1), (0, 0), (1, 1))],
 )
 def test_the_gradient_of_a_convolution_in_tiles_is_that_of_the_plain_one_where_nothing_overflowed(
-    groups, stride, dilation
+    groups, stride, zeros, dilation
 ):
     x, w = signs(2, 8, 9, 9).requires_grad_(), signs(16, 8 // groups, 5, 5, seed=1).requires_grad_()
-    y, overflowed = conv_in_tiles(x, w, stride, dilation, groups, "saturate", 0)
+    y, overflowed = conv_in_tiles(x, w, stride, zeros, dilation, groups, "saturate", 0)
     grad = draw(*y.shape, seed=2) * ~overflowed
-    plain = torch.nn.functional.conv2d(x, w, None, stride, 0, dilation, groups)
+    plain = torch.nn.functional.conv2d(x, w, None, stride, zeros, dilation, groups)
     for found, expected in zip(
         torch.autograd.grad(y, (x, w), grad), torch.autograd.grad(plain, (x, w), grad), strict=True
     ):
@@ -196,7 +197,7 @@ def test_sums_in_tiles_are_exact_within_autocast():
     [
         (linear_in_tiles, lambda: (signs(5, 200), signs(3, 200, seed=1))),
         (batched_matmul_in_tiles, lambda: (signs(4, 5, 200), signs(4, 3, 200, seed=1))),
-        (conv_in_tiles, lambda: (signs(2, 8, 9, 9), signs(6, 4, 3, 3, seed=1), (2, 1), (1, 1), 2)),
+        (conv_in_tiles, lambda: (signs(2, 8, 9, 9), signs(6, 4, 3, 3, seed=1), (2, 1), (1, 2), (1, 1), 2)),
     ],
 )
 def test_operators_keep_the_rules_of_torch_compile(operator, inputs):

@@ -37,6 +37,8 @@ GROUND = (
     "ranks",
     "peer_watchdog",
     "slurm",
+    "compiled",
+    "threads",
 )  # "" is the package itself
 ORDER = {room: place for place, room in enumerate((*JOURNEY, *ABOVE), start=1)} | dict.fromkeys(GROUND, 0)
 

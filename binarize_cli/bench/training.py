@@ -27,7 +27,7 @@ from binarize_cli.data.decode import decode
 from binarize_cli.data.images import ImageDataset, Split
 from binarize_cli.data.loaders import Batches
 from binarize_cli.data.transforms import train_transform
-from binarize_cli.device import allow_tf32, find_device, place
+from binarize_cli.device import allow_tf32, find_device, keep_freed_memory, place
 from binarize_cli.evaluation import Measurement
 from binarize_cli.job import Job
 from binarize_cli.models.classes import adapt_head
@@ -154,6 +154,7 @@ def _never_scored(net: torch.nn.Module) -> Measurement:
 
 def measure_training(job: Job, tasks: Sequence[str], steps: int) -> dict[str, Cost]:
     """Return the costs of `float` and the tasks, measured in turn, so that all meet the same load."""
+    keep_freed_memory()  # as `bnnpp binarize` does
     kinds, setting = (FLOAT, *tasks), Setting(job)
     memory = {kind: _memory_in_a_process(job, kind, setting.device) for kind in kinds}
     walks = {kind: Walk(setting.trainer(kind)) for kind in kinds}
@@ -302,6 +303,7 @@ def _memory_in_a_process(job: Job, kind: str, device: torch.device) -> float | N
 
 
 def _peak_of_training(job: Job, kind: str) -> float:
+    keep_freed_memory()
     setting = Setting(job)
     _ = setting.images, setting.model  # loaded before, so that they do not count
     RESET.write_text("5")  # forget the peak so far

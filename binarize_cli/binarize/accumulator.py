@@ -29,12 +29,14 @@ class AccumulatorRule:
 
 @dataclass(frozen=True)
 class Window:
-    """How a convolution goes over an image that is already padded."""
+    """How a convolution goes over an image that is already padded, but for zeros that it may add itself."""
 
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
+    zeros: tuple[int, int] = (0, 0)
+    """Rows above and below, columns left and right: only `FloatAccumulator` is asked for them."""
 
 
 class Accumulator(Protocol):

@@ -40,6 +40,11 @@ class FloatAccumulator(nn.Module):
         """The share of sums that overflowed on the way."""
         return float(self.overflows) / self.count if self.count else 0.0
 
+    @property
+    def plain(self) -> bool:
+        """Whether nothing is asked of the sums by themselves, so that weights may hold what scales them."""
+        return self.rule is None and not self.integers
+
     def linear(self, values: Tensor, weights: Tensor) -> Tensor:
         """Return the sums of [..., K] by [out, K]: [..., out]."""
         if self.rule is None:
@@ -50,9 +55,9 @@ class FloatAccumulator(nn.Module):
     def conv(self, images: Tensor, weights: Tensor, window: Window) -> Tensor:
         """Return the sums of [N, C, H, W] by [out, C / groups, kh, kw]: [N, out, H', W']."""
         if self.rule is None:
-            y = F.conv2d(images, weights, None, window.stride, 0, window.dilation, window.groups)
+            y = F.conv2d(images, weights, None, window.stride, window.zeros, window.dilation, window.groups)
             return self._whole(y)
-        geometry = window.stride, window.dilation, window.groups
+        geometry = window.stride, window.zeros, window.dilation, window.groups
         return self._in_tiles(self.rule, conv_in_tiles, images, weights, *geometry)
 
     def matmul(self, left: Tensor, right: Tensor) -> Tensor:

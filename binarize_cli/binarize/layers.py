@@ -18,8 +18,9 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from binarize_cli.binarize.accumulator import Accumulator, Window
 from binarize_cli.binarize.activations import InputQuantizer
+from binarize_cli.binarize.float_accumulator import FloatAccumulator
 from binarize_cli.binarize.fused.inputs import Border
-from binarize_cli.binarize.fused.launch import fuses
+from binarize_cli.binarize.fused.launch import fuses, fuses_on_cuda
 from binarize_cli.binarize.fused.sums import fused_scaling, fused_shift
 from binarize_cli.binarize.weights import WeightSource
 
@@ -55,8 +56,10 @@ class BinaryLinear(nn.Module):
         assert self.accumulator is not None, "binary inputs need an accumulator"
         values, beta = self.input(x, Border())
         weights, alpha = self.source.signs_and_scale()
-        y = self.accumulator.linear(values, weights)
         bias = self.shifted_bias(weights, alpha)
+        if in_one_product(self.accumulator, values):
+            return F.linear(values, weights * (alpha * beta).view(-1, 1), bias)
+        y = self.accumulator.linear(values, weights)
         if fuses(y):
             return fused_scaling(y.flatten(0, -2), alpha, beta, bias).view(y.shape)
         y = y * (alpha * beta)
@@ -67,7 +70,7 @@ class BinaryLinear(nn.Module):
         t = None if self.input is None else self.input.pending_shift
         if t is None:
             return self.bias
-        if fuses(weights):
+        if fuses_on_cuda(weights):
             return fused_shift(weights, t, alpha, self.bias)
         shift = alpha * (weights @ t)
         return shift if self.bias is None else self.bias + shift
@@ -110,11 +113,15 @@ class BinaryConv2d(nn.Module):
                 x, padding = F.pad(x, self.margins(x)), (0, 0)
             return F.conv2d(x, self.source(), self.bias, self.stride, padding, self.dilation, self.groups)
         assert self.accumulator is not None, "binary inputs need an accumulator"
-        values, beta = self.input(x, Border(*self.margins(x), value=self.pad_value))
+        border, zeros = self.surroundings(x)
+        values, beta = self.input(x, border)
         weights, alpha = self.source.signs_and_scale()
-        window = Window(self.kernel_size, self.stride, self.dilation, self.groups)
-        y = self.accumulator.conv(values, weights, window)
         bias = self.shifted_bias(weights, alpha)
+        if in_one_product(self.accumulator, values):
+            scaled = weights * (alpha * beta).view(-1, 1, 1, 1)
+            return F.conv2d(values, scaled, bias, self.stride, zeros, self.dilation, self.groups)
+        window = Window(self.kernel_size, self.stride, self.dilation, self.groups, zeros)
+        y = self.accumulator.conv(values, weights, window)
         if fuses(y):
             return fused_scaling(y, alpha, beta, bias)
         y = y * (alpha * beta).view(-1, 1, 1)
@@ -131,6 +138,17 @@ class BinaryConv2d(nn.Module):
         taps = weights.sum((2, 3)).unflatten(0, (self.groups, -1))  # [groups, out / groups, in / groups]
         return self.bias + alpha * (taps @ t.view(self.groups, -1, 1)).flatten()
 
+    def surroundings(self, x: Tensor) -> tuple[Border, tuple[int, int]]:
+        """Return the border that the input puts around images, and the zeros that the product adds itself.
+
+        With zeros of its own a convolution spares a copy forwards, and backwards the gradient of the border.
+        """
+        left, right, top, bottom = self.margins(x)
+        even = (left, top) == (right, bottom) and self.pad_value == 0
+        if even and isinstance(self.accumulator, FloatAccumulator) and not fuses_on_cuda(x):
+            return Border(), (top, left)
+        return Border(left, right, top, bottom, self.pad_value), (0, 0)
+
     def margins(self, x: Tensor) -> tuple[int, int, int, int]:
         """Return the pixels around the image: left, right, top, bottom."""
         if self.pads_same:
@@ -143,6 +161,11 @@ class BinaryConv2d(nn.Module):
         else:
             high, wide = (2 * side for side in self.padding)
         return (wide // 2, wide - wide // 2, high // 2, high - high // 2)
+
+
+def in_one_product(accumulator: Accumulator, values: Tensor) -> bool:
+    """Return whether scale and bias can be part of the product: nothing is asked of the sums themselves."""
+    return isinstance(accumulator, FloatAccumulator) and accumulator.plain and not fuses_on_cuda(values)
 
 
 # The layers whose whole operation is known here. Other subclasses of nn.Linear and nn.Conv2d change it

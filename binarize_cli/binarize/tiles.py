@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from binarize_cli.binarize.accumulator import TILE, AccumulatorRule, accumulate
-from binarize_cli.binarize.fused.launch import fuses
+from binarize_cli.binarize.fused.launch import fuses_on_cuda
 from binarize_cli.binarize.fused.scan import conv_scanned, scanned
 
 CHUNK = 2**20  # sums under way at a time: what bounds the memory of tiles, and suits a CPU's caches
@@ -27,7 +27,7 @@ def linear_in_tiles(rows: Tensor, weights: Tensor, overflow: str, shift: int) ->
     """[R, K] by [out, K] -> the sums [R, out], and where they overflowed on the way (bool)."""
 
     def sums(rows: Tensor) -> tuple[Tensor, Tensor]:
-        if fuses(rows):
+        if fuses_on_cuda(rows):
             return scanned(rows, weights, AccumulatorRule(overflow, shift))
         return matmul_in_tiles(rows, weights, AccumulatorRule(overflow, shift), _by_row)
 
@@ -39,7 +39,7 @@ def batched_matmul_in_tiles(left: Tensor, right: Tensor, overflow: str, shift: i
     """[n, L, K] by [n, M, K], row by row -> the sums [n, L, M], and where they overflowed (bool)."""
 
     def sums(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-        if fuses(left):
+        if fuses_on_cuda(left):
             return scanned(left, right, AccumulatorRule(overflow, shift))
         return matmul_in_tiles(left, right, AccumulatorRule(overflow, shift), _by_row)
 
@@ -52,20 +52,25 @@ def conv_in_tiles(
     images: Tensor,
     weights: Tensor,
     stride: Sequence[int],
+    zeros: Sequence[int],
     dilation: Sequence[int],
     groups: int,
     overflow: str,
     shift: int,
 ) -> tuple[Tensor, Tensor]:
-    """[N, C, H, W] by [out, C / groups, kh, kw] -> the sums [N, out, H', W'], where they overflowed."""
+    """[N, C, H, W] by [out, C / groups, kh, kw] -> the sums [N, out, H', W'], where they overflowed.
+
+    `zeros`: rows of them above and below the images, columns left and right.
+    """
 
     def conv(images: Tensor, weights: Tensor) -> Tensor:
-        y = _conv(images, weights, stride, dilation, groups)
+        y = _conv(images, weights, stride, (0, 0), dilation, groups)
         # cuDNN may sum by Winograd's method, which returns integers almost.
         return y.round(decimals=2) if y.is_cuda else y
 
     def sums(images: Tensor) -> tuple[Tensor, Tensor]:
-        if groups == 1 and fuses(images):
+        images = F.pad(images, (zeros[1], zeros[1], zeros[0], zeros[0])) if any(zeros) else images
+        if groups == 1 and fuses_on_cuda(images):
             rule = AccumulatorRule(overflow, shift)
             return conv_scanned(images, weights, stride, dilation, rule)
         tile = tiles_of_conv(images, weights, dilation, groups, conv)
@@ -73,7 +78,7 @@ def conv_in_tiles(
 
     height, width = images.shape[2] // stride[0], images.shape[3] // stride[1]
     each = len(weights) * height * width
-    if groups == 1 and fuses(images):  # a pixel's patch, and its sums in every tile
+    if groups == 1 and fuses_on_cuda(images):  # a pixel's patch, and its sums in every tile
         each = height * width * (weights[0].numel() + len(weights) * -(-weights[0].numel() // TILE))
     return _by_chunks(sums, each, images)
 
@@ -125,7 +130,7 @@ def _seen(taps: slice, size: int, dilation: int) -> slice:
 
 def _tiles_at_once(x: Tensor) -> int:
     """Return how many tiles of [..., K] are under way at a time."""
-    return -(-x.shape[-1] // TILE) if fuses(x) else 1
+    return -(-x.shape[-1] // TILE) if fuses_on_cuda(x) else 1
 
 
 def _by_chunks(
@@ -152,10 +157,15 @@ def _by_row(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _conv(
-    images: Tensor, weights: Tensor, stride: Sequence[int], dilation: Sequence[int], groups: int
+    images: Tensor,
+    weights: Tensor,
+    stride: Sequence[int],
+    zeros: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
 ) -> Tensor:
     """Channels last whatever the images are: a compiled network must know how its tensors lie."""
-    y = F.conv2d(images, weights, None, stride, 0, dilation, groups)
+    y = F.conv2d(images, weights, None, stride, zeros, dilation, groups)
     return y.contiguous(memory_format=torch.channels_last)
 
 
@@ -164,12 +174,13 @@ def _gradient_of_conv(
     images: Tensor,
     weights: Tensor,
     stride: Sequence[int],
+    zeros: Sequence[int],
     dilation: Sequence[int],
     groups: int,
 ) -> tuple[Tensor, Tensor]:
     needed = [True, True, False]  # images, weights, no bias
     return torch.ops.aten.convolution_backward(
-        grad, images, weights, None, stride, [0, 0], dilation, False, [0, 0], groups, needed
+        grad, images, weights, None, stride, zeros, dilation, False, [0, 0], groups, needed
     )[:2]
 
 

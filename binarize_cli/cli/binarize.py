@@ -135,6 +135,7 @@ def run_job(command: str, flags: dict[str, Any]) -> tuple[RunFolder, dict[str, A
             if chosen.distill.teacher and flags.get("teacher_weights") is None:
                 hub.check_reachable(names.resolve(chosen.distill.teacher))
 
+            from binarize_cli.device import keep_freed_memory
             from binarize_cli.job import Job
             from binarize_cli.pipeline import run_pipeline
 
@@ -142,6 +143,7 @@ def run_job(command: str, flags: dict[str, Any]) -> tuple[RunFolder, dict[str, A
             # In a job that was queued again, what would be overwritten is the job's own run.
             flags["overwrite"] = flags.get("overwrite", False) and not slurm.restarted()
             job = Job(command=command, model=name, recipe=chosen, pretrained=not no_pretrained, **flags)
+            keep_freed_memory()
             return run_pipeline(job, stop)
         except Interrupted as interrupted:
             _requeue(stop, interrupted.exit_code)

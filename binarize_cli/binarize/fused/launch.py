@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from binarize_cli.binarize.fused.formulas import Formula
 from binarize_cli.console import warn
@@ -15,13 +15,23 @@ from binarize_cli.console import warn
 BLOCK = 1024  # numbers of a program that goes over a tensor one by one
 TILE = 1024  # numbers that a program of rows and columns has under way
 PROGRAMS = 512  # of one launch that sums over rows: what its second step has to add up
+PROGRAMS_ON_CPU = 64  # of which each core takes some
+ON_CPU = (torch.float32, torch.bfloat16)
 
 
 def fuses(x: Tensor) -> bool:
-    """Return whether kernels take the work on x: on CUDA, where Triton works.
+    """Return whether kernels take the work on x: Triton's on CUDA, and on a CPU numba's, in training.
 
     Not while torch.compile looks on: it makes kernels of the formulas by itself.
     """
+    if x.is_cuda or torch.compiler.is_compiling():
+        return fuses_on_cuda(x)
+    plain = type(x) in (Tensor, nn.Parameter) and x.device.type == "cpu" and x.dtype in ON_CPU
+    return plain and torch.is_grad_enabled()
+
+
+def fuses_on_cuda(x: Tensor) -> bool:
+    """Return whether Triton's kernels take the work on x."""
     return x.is_cuda and not torch.compiler.is_compiling() and triton_works()
 
 
@@ -49,8 +59,13 @@ def triton_works() -> bool:
 
 
 def launch(kernel: str, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
-    """Launch one of `triton_kernels` by name, with formulas among its constants."""
-    run_kernel(kernel, grid, args, constants)
+    """Launch one of `triton_kernels` by name, with formulas among its constants; on a CPU, numba's twin."""
+    if args[0].is_cuda:
+        run_kernel(kernel, grid, args, constants)
+        return
+    from binarize_cli.binarize.fused import numba_kernels
+
+    numba_kernels.run(kernel, args, constants)
 
 
 def run_kernel(kernel: str, grid: tuple[int, ...], args: tuple, constants: dict[str, Any]) -> None:
@@ -86,6 +101,7 @@ def by_rows(x: Tensor, most: int = PROGRAMS) -> Division:
     columns = min(128, power_of_two(channels))
     height = TILE // columns
     across = -(-channels // columns)
+    most = most if x.is_cuda else PROGRAMS_ON_CPU
     programs = min(-(-rows // height), max(1, most // across))
     each = -(-rows // (programs * height)) * height
     return Division(rows, channels, (-(-rows // each), across), each, {"ROWS": height, "COLUMNS": columns})

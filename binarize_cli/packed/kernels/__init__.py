@@ -3,6 +3,7 @@
 Importing this imports numba, which takes a tenth of a second; import it when a packed network is built.
 """
 
+from binarize_cli.compiled import when_compiling
 from binarize_cli.packed.kernels.accumulator import Int8
 from binarize_cli.packed.kernels.attention import (
     PackedColumns,
@@ -12,7 +13,6 @@ from binarize_cli.packed.kernels.attention import (
     transposed_bits,
     weigh_signs,
 )
-from binarize_cli.packed.kernels.compiled import when_compiling
 from binarize_cli.packed.kernels.conv import PopcountConv, pack_kernels, unpack_kernels
 from binarize_cli.packed.kernels.cpu import arithmetic
 from binarize_cli.packed.kernels.geometry import Window

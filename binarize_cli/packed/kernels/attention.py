@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from binarize_cli.compiled import kernel, specialised
 from binarize_cli.packed.kernels.accumulator import Int8, count_table, factor, kernel_numbers, tile_sizes
 from binarize_cli.packed.kernels.clock import timed
-from binarize_cli.packed.kernels.compiled import kernel, specialised
 from binarize_cli.packed.kernels.linear import row_tables
 from binarize_cli.packed.kernels.matrix import padded, words_of
 from binarize_cli.packed.kernels.products import products
 from binarize_cli.packed.kernels.softmax import softmax_signs
-from binarize_cli.packed.kernels.threads import in_parts
 from binarize_cli.packed.kernels.vectors import load_float32
+from binarize_cli.threads import in_parts
 
 
 class PackedColumns:

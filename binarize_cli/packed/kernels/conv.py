@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from binarize_cli.compiled import kernel, specialised
 from binarize_cli.packed.kernels.accumulator import Int8, count_table, factor, kernel_numbers
 from binarize_cli.packed.kernels.clock import timed
-from binarize_cli.packed.kernels.compiled import kernel, specialised
 from binarize_cli.packed.kernels.geometry import Plan, Window, plan
 from binarize_cli.packed.kernels.matrix import (
     Norm,
@@ -23,8 +23,8 @@ from binarize_cli.packed.kernels.matrix import (
     signs_of,
 )
 from binarize_cli.packed.kernels.products import products
-from binarize_cli.packed.kernels.threads import in_parts
 from binarize_cli.packed.kernels.vectors import ROWS
+from binarize_cli.threads import in_parts
 
 
 class PopcountConv:

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from binarize_cli.compiled import kernel
 from binarize_cli.packed.kernels.clock import timed
-from binarize_cli.packed.kernels.compiled import kernel
 from binarize_cli.packed.kernels.pack import WORK
-from binarize_cli.packed.kernels.threads import in_parts
 from binarize_cli.packed.kernels.vectors import as_float32
+from binarize_cli.threads import in_parts
 
 LARGEST = 127
 

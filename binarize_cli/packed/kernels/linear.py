@@ -12,8 +12,8 @@ from binarize_cli.packed.kernels.clock import timed
 from binarize_cli.packed.kernels.matrix import PackedMatrix, channel_table, fill_outputs, words_of
 from binarize_cli.packed.kernels.pack import Limits, sign_table
 from binarize_cli.packed.kernels.products import products
-from binarize_cli.packed.kernels.threads import in_parts
 from binarize_cli.packed.kernels.vectors import ROWS
+from binarize_cli.threads import in_parts
 
 
 class PopcountLinear:

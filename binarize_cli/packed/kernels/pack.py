@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from binarize_cli.compiled import kernel
 from binarize_cli.packed.kernels.clock import timed
-from binarize_cli.packed.kernels.compiled import kernel
 from binarize_cli.packed.kernels.geometry import Window
 from binarize_cli.packed.kernels.matrix import channel_table, words_of
-from binarize_cli.packed.kernels.threads import in_parts
 from binarize_cli.packed.kernels.vectors import signs_of_1, signs_of_16, signs_of_64, store_word
+from binarize_cli.threads import in_parts
 
 WORK = 64  # what packing a number costs, in products of bits
 

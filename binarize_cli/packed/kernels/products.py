@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
-from binarize_cli.packed.kernels.compiled import specialised
+from binarize_cli.compiled import specialised
 from binarize_cli.packed.kernels.vectors import ROWS, block_sums
 
 # Each kernel that is `specialised` has its own of these.

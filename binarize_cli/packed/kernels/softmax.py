@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from binarize_cli.packed.kernels.compiled import kernel
+from binarize_cli.compiled import kernel
 from binarize_cli.packed.kernels.pack import pack_run
 from binarize_cli.packed.kernels.vectors import as_float32, as_int32, store_byte
 

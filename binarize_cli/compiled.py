@@ -17,19 +17,22 @@ from types import FunctionType
 import numba
 from numba.core import event
 
+ROOMS = ("binarize/fused", "packed/kernels")  # with kernels in them
 _KERNELS: list = []
 
 
-def kernel(function: Callable | None = None, *, reorder: bool = False) -> Callable:
+def kernel(function: Callable | None = None, *, reorder: bool = False, keep: bool = True) -> Callable:
     """Compile a function at its first call, without the interpreter's lock, so that threads run it at once.
 
-    With `reorder` its float sums may be taken in any order, which lets them be vectors.
+    With `reorder` its float sums may be taken in any order, which lets them be vectors. Without `keep` its
+    own machine code is not kept: it is part of that of another function.
     """
     if function is None:
-        return partial(kernel, reorder=reorder)
+        return partial(kernel, reorder=reorder, keep=keep)
     fast = {"reassoc", "nsz", "nnan"} if reorder else False
     compiled = numba.njit(nogil=True, error_model="numpy", fastmath=fast)(function)
-    _keep_on_disk(compiled)
+    if keep:
+        _keep_on_disk(compiled)
     _KERNELS.append(compiled)
     return compiled
 
@@ -102,8 +105,8 @@ def _user_cache() -> Path:
 
 
 def _sources_hash() -> str:
-    """A hash of every file in this folder and of numba's version; 16 hexadecimal digits."""
-    digest = hashlib.sha256(numba.__version__.encode())
-    for file in sorted(Path(__file__).parent.glob("*.py")):
+    """A hash of every file with kernels and of numba's version; 16 hexadecimal digits."""
+    digest, package = hashlib.sha256(numba.__version__.encode()), Path(__file__).parent
+    for file in sorted(file for room in ROOMS for file in (package / room).glob("*.py")):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
