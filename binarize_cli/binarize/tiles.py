@@ -29,6 +29,8 @@ def linear_in_tiles(rows: Tensor, weights: Tensor, overflow: str, shift: int) ->
     def sums(rows: Tensor) -> tuple[Tensor, Tensor]:
         if fuses_on_cuda(rows):
             return scanned(rows, weights, AccumulatorRule(overflow, shift))
+        if in_one_pass(rows):
+            return _of_rows(rows, weights, AccumulatorRule(overflow, shift))
         return matmul_in_tiles(rows, weights, AccumulatorRule(overflow, shift), _by_row)
 
     return _by_chunks(sums, len(weights) * _tiles_at_once(rows), rows)
@@ -73,6 +75,8 @@ def conv_in_tiles(
         if groups == 1 and fuses_on_cuda(images):
             rule = AccumulatorRule(overflow, shift)
             return conv_scanned(images, weights, stride, dilation, rule)
+        if groups == 1 and in_one_pass(images):
+            return _of_pixels(images, weights, stride, dilation, AccumulatorRule(overflow, shift))
         tile = tiles_of_conv(images, weights, dilation, groups, conv)
         return accumulate(tile, weights[0].numel(), AccumulatorRule(overflow, shift))
 
@@ -81,6 +85,39 @@ def conv_in_tiles(
     if groups == 1 and fuses_on_cuda(images):  # a pixel's patch, and its sums in every tile
         each = height * width * (weights[0].numel() + len(weights) * -(-weights[0].numel() // TILE))
     return _by_chunks(sums, each, images)
+
+
+def in_one_pass(x: Tensor) -> bool:
+    """Return whether the kernels of a CPU take the sums over x: of plain float32 tensors."""
+    return type(x) is Tensor and x.device.type == "cpu" and x.dtype == torch.float32
+
+
+def _of_rows(rows: Tensor, weights: Tensor, rule: AccumulatorRule) -> tuple[Tensor, Tensor]:
+    """Return what `accumulate` makes of [R, K] by [out, K], twice [R, out], by one kernel."""
+    from binarize_cli.binarize.fused.numba_tiles import sums_in_tiles
+
+    count, length = rows.shape
+    return sums_in_tiles(
+        rows.contiguous(), torch.arange(count) * length, torch.arange(length), weights.T, rule
+    )
+
+
+def _of_pixels(
+    images: Tensor, weights: Tensor, stride: Sequence[int], dilation: Sequence[int], rule: AccumulatorRule
+) -> tuple[Tensor, Tensor]:
+    """Return the same of [N, C, H, W] by [out, C, kh, kw], twice [N, out, H', W'], channels last."""
+    from binarize_cli.binarize.fused.numba_tiles import sums_in_tiles
+
+    pixels = images.permute(0, 2, 3, 1).contiguous()
+    height, width = images.shape[2:]
+    number = torch.arange(pixels.numel()).view(pixels.shape)  # of every number of the images
+    (high, wide), (dy, dx), (sy, sx) = weights.shape[2:], dilation, stride
+    steps = number[0, : dy * high : dy, : dx * wide : dx].flatten()
+    starts = number[:, : height - dy * (high - 1) : sy, : width - dx * (wide - 1) : sx, 0]
+    matrix = weights.permute(2, 3, 1, 0).flatten(0, 2)
+    found = sums_in_tiles(pixels, starts.flatten(), steps, matrix, rule)
+    sums, overflowed = (each.view(*starts.shape, -1).permute(0, 3, 1, 2) for each in found)
+    return sums, overflowed
 
 
 def matmul_in_tiles(

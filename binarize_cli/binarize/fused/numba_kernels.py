@@ -2,7 +2,7 @@
 
 They take the same arguments and write the same. A program is a run of rows, of a number that does not depend
 on the threads, so that sums come out the same with one thread and with many. A loop writes to one or two
-arrays: with more, the compiler does not check whether they overlap and makes no vectors. All are in the cache.
+arrays: with more, the compiler does not check whether they overlap, and makes no vectors.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def run(name: str, args: tuple, constants: dict[str, Any]) -> None:
 
 
 def numbers_of(x: Tensor) -> np.ndarray:
-    """Return a dense tensor as it lies in memory: float32, or bfloat16 as the int16 of its bits."""
+    """Return a dense tensor as it lies in memory: float32, or of bfloat16 the bits as int16."""
     flat = x.detach().as_strided((x.numel(),), (1,))
     return (flat.view(torch.int16) if x.dtype == torch.bfloat16 else flat).numpy()
 
@@ -84,7 +84,10 @@ class Rows:
         in_parts(lambda first, last: task(*args, first, last), self.rows, WORK * self.total)
 
     def summed(self, task: Any, partial: Tensor, *args: Any) -> None:
-        """Call task(*args, sums, rows each, first, last) for all programs; partial: [programs, ..., channels]."""
+        """Call task(*args, sums, rows each, first, last) for all programs.
+
+        partial: [programs, ..., channels], written: what the task adds to sums [programs, ..., width].
+        """
         programs = len(partial)
         sums = np.zeros((programs, partial[0].numel() // self.channels, self.width), np.float32)
         each = -(-self.rows // programs)

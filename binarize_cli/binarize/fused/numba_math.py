@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from binarize_cli.compiled import kernel
+from binarize_cli.compiled import kernel, when_compiling
+from binarize_cli.console import say
 
 f32 = np.float32
+when_compiling(lambda: say("compiling the kernels of binary inputs, once"))
 
 
 def compiled_formula(text: str) -> Any:
