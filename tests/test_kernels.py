@@ -16,13 +16,8 @@ from hypothesis import strategies as st
 
 from binarize_cli.packed import kernels
 from binarize_cli.packed.kernels.geometry import plan
-<<<<<<< HEAD
 from binarize_cli.packed.kernels.softmax import exponentials, maximum
-from binarize_cli.packed.kernels.threads import in_parts
-=======
-from binarize_cli.packed.kernels.softmax import exponentials
 from binarize_cli.threads import in_parts
->>>>>>> 40d085a (Binary inputs and RPReLU on a CPU are single passes by numba; convolutions add their zeros themselves; scale and bias are part of the product)
 
 QUICK = settings(max_examples=60, deadline=None)
 
