@@ -41,7 +41,8 @@ FAMILIES = RESULTS / "families.json"
 SPEED = RESULTS / "speed.json"
 ANALYSES = RESULTS / "analyses.json"
 SEARCH = RESULTS / "search.json"
-NO_RUNS = (FAMILIES, SPEED, ANALYSES, SEARCH)
+EXPORTS = RESULTS / "exports.json"
+NO_RUNS = (FAMILIES, SPEED, ANALYSES, SEARCH, EXPORTS)
 BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -478,6 +479,77 @@ def search() -> str:
     return f"Setting: {document['setting']}.\n\n{table(heads, rows, right=3)}"
 
 
+# --- exports ---------------------------------------------------------------------------------------------
+
+TARGETS = ("timm", "onnx", "onnx-int8", "qonnx")
+
+
+def exports() -> str:
+    """Return packed files and their exports side by side: size, top-1, images a second."""
+    kept = _kept_exports()
+    heads = ("file", "KiB", "top-1", "images", "images/s", "first logits, s")
+    parts = [f"{kept['machine']}, torch {kept['torch']}, {kept['date']}."]
+    for each in kept["tables"]:
+        if "threads" in each:
+            what = f"`{each['network']}`, task `{each['task']}`, `pack.float_dtype: {each['float_dtype']}`"
+            parts.append(f"{what}, batches of {each['batch_size']}, threads: {each['threads']}.")
+            parts.append(table(heads, [_export(row) for row in each["rows"]], right=5))
+    return "\n\n".join(parts)
+
+
+def exports_held() -> str:
+    """Return how far every export of several networks agrees with its packed file, or why it is refused."""
+    rows, reasons = [], []
+    for each in _kept_exports()["tables"]:
+        if "threads" not in each:
+            by_target = {row["export"]: row for row in each["rows"]}
+            cells = [_held(by_target[target], reasons) for target in TARGETS]
+            rows.append((f"`{each['network']}`", f"`{each['task']}`", *cells))
+    notes = "\n".join(f"{number}. {prose(reason)}" for number, reason in enumerate(reasons, 1))
+    return f"{table(('network', 'task', *(f'`{target}`' for target in TARGETS)), rows)}\n\n{notes}"
+
+
+def _kept_exports() -> Mapping[str, Any]:
+    return json.loads(EXPORTS.read_text(encoding="utf-8"))
+
+
+def _export(row: Mapping[str, Any]) -> tuple[str, ...]:
+    if "refused" in row:
+        return row["export"], "refused", "-", "-", "-", "-"
+    scores = f"{row['top1']:.2f}", f"{row['images']:,}", f"{row['images_per_second']:,.0f}"
+    return row["export"], f"{row['bytes'] / 1024:,.1f}", *scores, f"{row['ready']:.2f}"
+
+
+def _held(row: Mapping[str, Any], reasons: list[str]) -> str:
+    """A cell: the largest difference and how many classes are the same; or the number of a reason."""
+    if "agreement" in row:
+        found = row["agreement"]
+        return f"{found['largest_difference']:.1g}, {found['same_top1']} of {found['images']}"
+    kind = "refused" if "refused" in row else "failed"
+    reason = re.sub(r"the plain \S+ does", "the plain architecture does", row[kind])  # timm's names it
+    if reason not in reasons:
+        reasons.append(reason)
+    return f"**{kind}** ({reasons.index(reason) + 1})"
+
+
+def store_exports(files: Sequence[Path]) -> None:
+    """Keep the tables that `tests/exports.py --json` wrote; a later one replaces one of the same network."""
+    tables = {}
+    for file in files:
+        for each in json.loads(file.read_text(encoding="utf-8")):
+            for row in each["rows"]:
+                row.get("agreement", {}).pop("of", None)  # a folder of this machine
+            tables[tuple(each[key] for key in ("network", "task", "float_dtype")), "threads" in each] = each
+    document = {
+        "command": "uv run python tests/exports.py FILE ... --json OUT",
+        "date": date.today().isoformat(),
+        "machine": f"{os.cpu_count()} CPU cores",
+        "torch": version("torch"),
+        "tables": [tables[key] for key in sorted(tables)],
+    }
+    EXPORTS.write_text(as_json(document), encoding="utf-8")
+
+
 # --- speed -----------------------------------------------------------------------------------------------
 
 
@@ -584,6 +656,8 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "analyses": analyses,
     "search": search,
     "commands": commands,
+    "exports": exports,
+    "exports-held": exports_held,
     "exit-codes": exit_codes,
     "families": families,
     "lead": lead,
@@ -626,7 +700,10 @@ def main() -> None:
         "--speed", type=Path, metavar="FILE", nargs="+", help="first keep what bench score said"
     )
     parser.add_argument("--families", type=Path, metavar="FILE", nargs="+", help="first keep these outcomes")
+    parser.add_argument("--exports", type=Path, metavar="FILE", nargs="+", help="first keep these tables")
     flags = parser.parse_args()
+    if flags.exports:
+        store_exports(flags.exports)
     if flags.store:
         store(flags.store)
     if flags.families:

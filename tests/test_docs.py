@@ -118,3 +118,12 @@ def test_pictures_are_those_of_the_stored_results(generate):
     rows = generate.measured()
     assert rows and {row["batch_size"] for row in rows} == {1, 32}
     assert all(row["task"] in ("bw", "bwa", "bwaa") and row["float"] > 0 < row["packed"] for row in rows)
+
+
+def test_every_export_that_is_kept_agrees_or_is_refused(generate):
+    rows = [row for each in json.loads(generate.EXPORTS.read_text())["tables"] for row in each["rows"]]
+    assert rows and not [row for row in rows if "failed" in row]
+    for row in rows:
+        if found := row.get("agreement"):
+            assert found["same_top1"] == found["images"] and "of" not in found
+    assert "| **refused** (2) |" in generate.exports_held()
