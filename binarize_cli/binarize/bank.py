@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from binarize_cli.binarize.fused.formulas import computed
 from binarize_cli.binarize.fused.launch import cast_to
 from binarize_cli.binarize.quantizer import WeightQuantizer
 from binarize_cli.binarize.weights import LatentWeight
@@ -113,7 +114,7 @@ class _AllWeights(torch.autograd.Function):
             value, alpha = sign(flat), None if signs or quantizer.scale.unit else size
         else:
             flat = rows.divided_(flat, n)
-            value = quantizer.F(flat)
+            value = computed(quantizer, "F", flat)
             spread = None if quantizer.scale.unit else rows.means(value.abs()).clamp_min(TINY)
             alpha = None if spread is None else (1 if signs else size) / spread
         if quantizer.is_sign and not ctx.hardening:
@@ -133,7 +134,7 @@ class _AllWeights(torch.autograd.Function):
             factor = quantizer.normalize or 1.0
             passed = [part * factor for part in passed]
         else:
-            passed = [g * b for g, b in zip(passed, rows.split(quantizer.B(flat)), strict=True)]
+            passed = [g * b for g, b in zip(passed, rows.split(computed(quantizer, "B", flat)), strict=True)]
         return None, None, None, *rows.scattered(passed, grads[:-1])
 
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from binarize_cli.binarize.fused.formulas import computed
 from binarize_cli.binarize.quantizer import WeightQuantizer
 from binarize_cli.quantizers.autograd import ForwardBackward
 from binarize_cli.quantizers.functions import sign
@@ -48,19 +49,22 @@ class LatentWeight(nn.Module):
     def _weights(self) -> Tensor:
         n, value = self._value()
         alpha = self.quantizer.scale.alpha(self.latent, value, self.learned_scale)
-        return ForwardBackward.apply(self.latent, n, alpha, lambda _: value, self.quantizer.B)
+        return ForwardBackward.apply(self.latent, n, alpha, lambda _: value, self._B)
 
     def _signs_and_scale(self) -> tuple[Tensor, Tensor]:
         n, value = self._value()
         unit = self.quantizer.scale.per_unit(value)
-        signs = ForwardBackward.apply(self.latent, n, unit, lambda _: value, self.quantizer.B)
+        signs = ForwardBackward.apply(self.latent, n, unit, lambda _: value, self._B)
         return signs, self.hard_scale()
 
     @torch.no_grad()
     def _value(self) -> tuple[Tensor, Tensor]:
         """Return n and F(w* / n), which is computed once: alpha is taken from it too."""
         n = self.quantizer.normaliser(self.latent)
-        return n, self.quantizer.F(self.latent / n)
+        return n, computed(self.quantizer, "F", self.latent / n)
+
+    def _B(self, x: Tensor) -> Tensor:
+        return computed(self.quantizer, "B", x)
 
     @torch.no_grad()
     def signs(self) -> Tensor:

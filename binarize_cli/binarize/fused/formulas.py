@@ -6,6 +6,7 @@ such function; its layers are computed as on a CPU, operator by operator.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import linecache
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from binarize_cli.binarize.quantizer import ActivationQuantizer
+from binarize_cli.binarize.quantizer import Quantizer
 from binarize_cli.console import warn
 
 NUMBERS = ("p0", "p1", "p2", "p3")  # a formula's parameters (mu, rho ...), at most
@@ -58,11 +59,8 @@ class Unknown(Exception):
 class Formula:
     """F or B of a quantizer in a mode: called, it computes with tensors; `text` is the same for a kernel."""
 
-    def __init__(self, quantizer: ActivationQuantizer, which: str):
-        own = ActivationQuantizer(
-            quantizer.method, quantizer.schedules, quantizer.normalize, quantizer.window
-        )
-        own.mode = quantizer.mode
+    def __init__(self, quantizer: Quantizer, which: str):
+        own = copy.copy(quantizer)  # whose mode stays
         self.names = tuple(own.schedules)
         self._formula: Callable[..., Tensor] = getattr(own, which)
 
@@ -96,12 +94,12 @@ class Formula:
 _known: dict[tuple, Formula | None] = {}
 
 
-def formula_of(quantizer: ActivationQuantizer, which: str) -> Formula | None:
+def formula_of(quantizer: Quantizer, which: str) -> Formula | None:
     """Return F or B of a quantizer in its present mode, by name; None if no kernel can call it."""
     method = quantizer.method
     key = (
-        *(method.forward, method.backward, method.update),
-        *(tuple(quantizer.schedules), quantizer.mode, quantizer.normalize, quantizer.window, which),
+        *(type(quantizer), method.forward, method.backward, method.update, tuple(quantizer.schedules)),
+        *(quantizer.mode, quantizer.normalize, getattr(quantizer, "window", None), which),
     )
     if key not in _known:
         formula: Formula | None = Formula(quantizer, which)
@@ -112,6 +110,20 @@ def formula_of(quantizer: ActivationQuantizer, which: str) -> Formula | None:
             warn(f"{which} of {method.name} is computed operator by operator: no kernel knows {unknown}")
         _known[key] = formula
     return _known[key]
+
+
+def computed(quantizer: Quantizer, which: str, x: Tensor) -> Tensor:
+    """Return F or B of a soft quantizer at x, by name; on a CPU in one pass, where a kernel can call it.
+
+    A formula in PyTorch goes over its numbers once an operator.
+    """
+    soft = quantizer.mode == "soft" and not quantizer.method.applies_map
+    plain = type(x) is Tensor and x.device.type == "cpu" and x.dtype == torch.float32
+    if soft and plain and not torch.compiler.is_compiling() and (formula := formula_of(quantizer, which)):
+        from binarize_cli.binarize.fused.numba_kernels import elementwise
+
+        return elementwise(formula, x, list(quantizer.values.values()))
+    return quantizer.F(x) if which == "F" else quantizer.B(x)
 
 
 def _lines(formula: Formula) -> list[str]:

@@ -16,7 +16,7 @@ from numba import types
 from numba.extending import overload
 from torch import Tensor
 
-from binarize_cli.binarize.fused.formulas import Formula
+from binarize_cli.binarize.fused.formulas import NUMBERS, Formula
 from binarize_cli.binarize.fused.numba_math import at_most, compiled_formula, f32, where
 from binarize_cli.compiled import kernel, specialised
 from binarize_cli.threads import in_parts
@@ -164,6 +164,26 @@ def _loop(function: Any, formula: Formula) -> Any:
         name = f"{function.__name__}_{hashlib.sha256(formula.text.encode()).hexdigest()[:16]}"
         _loops[key] = specialised(function, name, FORMULA=compiled_formula(formula.text))
     return _loops[key]
+
+
+# --- F and B of weights ------------------------------------------------------------------------------------
+
+
+def elementwise(formula: Formula, x: Tensor, numbers: list[Tensor]) -> Tensor:
+    """Return a formula, with these parameters, of every number of x, float32."""
+    out = torch.empty_like(x)
+    x = x if x.stride() == out.stride() else x.contiguous()
+    given = [f32(number) for number in numbers] + [f32(0)] * (len(NUMBERS) - len(numbers))
+    loop, source, target = _loop(_elementwise, formula), numbers_of(x), numbers_of(out)
+    in_parts(
+        lambda first, last: loop(source, target, *given, first, last), x.numel(), WORK * x.numel(), WIDTH
+    )
+    return out
+
+
+def _elementwise(x, out, p0, p1, p2, p3, first, last):
+    for j in range(first, last):
+        out[j] = FORMULA(x[j], p0, p1, p2, p3)  # noqa: F821
 
 
 # --- what a binary layer makes of its sums -----------------------------------------------------------------
