@@ -39,6 +39,7 @@ PACKAGE = ROOT / "binarize_cli"
 RESULTS = ROOT / "docs" / "results"
 FAMILIES = RESULTS / "families.json"
 SPEED = RESULTS / "speed.json"
+TRAINING = RESULTS / "training.json"
 ANALYSES = RESULTS / "analyses.json"
 SEARCH = RESULTS / "search.json"
 EXPORTS = RESULTS / "exports.json"
@@ -647,6 +648,37 @@ def store_speed(files: Sequence[Path]) -> None:
     SPEED.write_text(as_json(facts | {"date": date.today().isoformat(), "rows": rows}), encoding="utf-8")
 
 
+# --- the cost of a training step ---------------------------------------------------------------------------
+
+
+def training() -> str:
+    """Return a table of training steps beside those of the float model."""
+    if not TRAINING.exists():
+        return "Nothing is stored yet."
+    kept = json.loads(TRAINING.read_text(encoding="utf-8"))
+    heads = ("network", "batch", "precision", "task", "float, ms", "binary, ms", "time", "memory")
+    rows = [_step(row, task, ratio) for row in kept["rows"] for task, ratio in row["ratios"].items()]
+    facts = (
+        f"{kept['machine']}, torch {kept['torch']}, {kept['date']}; medians of {kept['steps']} steps or more."
+    )
+    return f"{facts}\n\n{table(heads, rows, right=4)}"
+
+
+def _step(row: Mapping[str, Any], task: str, ratio: Mapping[str, float | None]) -> tuple[str, ...]:
+    """The row of a task: milliseconds a step, and what it takes in multiples of the float model's."""
+    times = (f"{row[kind]['step']:.0f}" for kind in ("float", task))
+    shares = ("-" if each is None else f"{each:.2f}" for each in (ratio["time"], ratio["memory"]))
+    return row["model"], str(row["batch_size"]), row["precision"], task, *times, *shares
+
+
+def store_training(files: Sequence[Path]) -> None:
+    """Keep the documents that `bnnpp bench train --json` printed."""
+    rows = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    facts = {key: rows[0][key] for key in ("machine", "torch", "device")}
+    facts |= {"steps": min(row["steps"] for row in rows), "date": date.today().isoformat()}
+    TRAINING.write_text(as_json(facts | {"rows": rows}), encoding="utf-8")
+
+
 PLOTS: Mapping[str, Callable[[], str]] = {"speed.svg": speed_plot}
 """Pictures of docs/, which are written anew with the pages."""
 
@@ -668,6 +700,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "results": results,
     "results-summary": results_summary,
     "speed": speed,
+    "training": training,
     "tree": tree,
 }
 
@@ -699,6 +732,9 @@ def main() -> None:
     parser.add_argument(
         "--speed", type=Path, metavar="FILE", nargs="+", help="first keep what bench score said"
     )
+    parser.add_argument(
+        "--training", type=Path, metavar="FILE", nargs="+", help="first keep what bench train said"
+    )
     parser.add_argument("--families", type=Path, metavar="FILE", nargs="+", help="first keep these outcomes")
     parser.add_argument("--exports", type=Path, metavar="FILE", nargs="+", help="first keep these tables")
     flags = parser.parse_args()
@@ -710,6 +746,8 @@ def main() -> None:
         store_families(flags.families)
     if flags.speed:
         store_speed(flags.speed)
+    if flags.training:
+        store_training(flags.training)
     for name, draw in PLOTS.items():
         (ROOT / "docs" / name).write_text(draw(), encoding="utf-8")
     for page in pages():

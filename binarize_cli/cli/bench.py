@@ -83,7 +83,22 @@ def train(
     )
     costs, loader = measure_training(job, kinds, steps), measure_loading(job)
     if as_json:
-        facts = {"model": name.name, "method": chosen.method, "device": device, "steps": steps}
+        import torch
+
+        from binarize_cli.device import find_device, precision
+        from binarize_cli.report.origin import machine
+
+        where = find_device(device)
+        facts = {
+            "machine": machine(str(where)),
+            "torch": torch.__version__,
+            "device": str(where),
+            "model": name.name,
+            "method": chosen.method,
+            "batch_size": chosen.train.batch_size,
+            "precision": precision(chosen.train.amp, where),
+            "steps": steps,
+        }
         ratios = {kind: _ratios(costs["float"], costs[kind]) for kind in kinds}
         facts |= {kind: vars(cost) for kind, cost in costs.items()}
         result(json.dumps(facts | {"ratios": ratios, "loader": vars(loader)}))
