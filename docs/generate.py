@@ -569,7 +569,7 @@ def speed() -> str:
     heads = ("network", "task", "threads", "batch", "float", "packed", "ratio")
     rows = [_speed(row) for row in measured()]
     shares = [
-        (_network(row), row["task"], *(f"{share:.0f}" for share in row["of_packed"].values()))
+        (_network(row), row["task"], *(f"{share:.0f}" for share in row["of_packed"].values()), _limit(row))
         for row in measured()
         if (row["batch_size"], row["threads"]) == (32, 1)
     ]
@@ -580,8 +580,9 @@ def speed() -> str:
             facts,
             table(heads, rows, right=5),
             "## Where the time goes",
-            "Per cent of a packed network's time, 32 images, one thread.",
-            table(("network", "task", *measured()[0]["of_packed"]), shares, right=4),
+            "Per cent of a packed network's time, 32 images, one thread. The limit is the ratio to float "
+            "that would be reached if float layers and float attention alone took time.",
+            table(("network", "task", *measured()[0]["of_packed"], "limit"), shares, right=6),
             "## Weights in memory",
             "KiB: the signs in the file and in memory, everything else in memory (in float32), the file.",
             table(
@@ -593,6 +594,14 @@ def speed() -> str:
 
 def _network(row: Mapping[str, Any]) -> str:
     return f"{row['model']}{', binary attention' * row.get('binary_attention', False)}"
+
+
+def _limit(row: Mapping[str, Any]) -> str:
+    """The ratio to float if nothing but what stays float took time (Amdahl's law); not of bw, all float."""
+    if row["task"] == "bw":
+        return ""
+    stays = row["of_packed"]["float layers"] + row["of_packed"]["float attention"]
+    return f"{100 * row['ratio'] / stays:.1f}"
 
 
 def _speed(row: Mapping[str, Any]) -> tuple[str, ...]:

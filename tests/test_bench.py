@@ -6,10 +6,13 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from binarize_cli.bench.time_by_kind import time_by_kind
 from binarize_cli.bench.training import PARTS
 from binarize_cli.device import compiled
+from binarize_cli.models.build import build
 from binarize_cli.training.optimizer import make_optimizer
 
 
@@ -43,14 +46,23 @@ def test_a_packed_file_is_measured_beside_its_float_model(bnnpp, tiny, tmp_path)
     assert sizes["signs_in_memory"] <= 1.5 * sizes["signs_in_file"], (
         "whole words hold 16 channels of 3x3 taps"
     )
-    assert sum(row["of_packed"].values()) == pytest.approx(100)
-    assert all(share > 0 for share in row["of_packed"].values())
+    shares = row["of_packed"]
+    assert sum(shares.values()) == pytest.approx(100) and shares.pop("float attention") == 0
+    assert all(share > 0 for share in shares.values())
     shown = bnnpp(*words, "--threads", "1,2")
-    assert shown.out.count("digits_resnet") == 4, "two rows in each table"
+    assert shown.out.count("digits_resnet") == 5, "two rows of speed and of time, one of memory"
     assert bnnpp("bench", "score", tmp_path / "none.safetensors").code == 2
     for wrong in (("--threads", "0"), ("-b", "4,x"), ("-b", "1,4", "--into-report")):
         left = bnnpp("bench", "score", file, *wrong)
         assert left.code == 2 and wrong[-1 if wrong[-1].startswith("--") else 0].strip("-")[0] in left.err
+
+
+def test_the_time_of_float_attention_is_told_apart():
+    net = build("timm", "digits_vit", 10)
+    before = F.scaled_dot_product_attention
+    shares = time_by_kind(net, torch.rand(2, 1, 8, 8))
+    assert shares["float attention"] > 0 and shares["float layers"] > 0 == shares["packing"]
+    assert F.scaled_dot_product_attention is before
 
 
 def test_bench_refuses_as_binarize_does(bnnpp, empty):

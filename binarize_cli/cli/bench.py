@@ -171,6 +171,7 @@ def score(
     else:
         stdout().print(_speeds_table(rows))
         stdout().print(_parts_table(rows))
+        stdout().print(_memory_table(rows))
 
 
 def _numbers(text: str | None, where: str) -> list[int]:
@@ -222,19 +223,28 @@ def _speeds_table(rows: list[dict]) -> Table:
 
 
 def _parts_table(rows: list[dict]) -> Table:
-    """Return a table of where the packed networks' time goes, and of what their weights take in memory."""
+    """Return a table of where the packed networks' time goes."""
     table = Table(box=box.SIMPLE)
     for column in ("model", "task"):
         table.add_column(column, overflow="fold")
-    parts = list(rows[0]["of_packed"])
-    for column in ("threads", "batch", *(f"{part}, %" for part in parts), "KiB of signs", "all", "file"):
+    for column in ("threads", "batch", *(f"{part}, %" for part in rows[0]["of_packed"])):
         table.add_column(column, justify="right")
     for row in rows:
+        shares = (f"{share:.0f}" for share in row["of_packed"].values())
+        table.add_row(row["model"], row["task"], str(row["threads"]), str(row["batch_size"]), *shares)
+    return table
+
+
+def _memory_table(rows: list[dict]) -> Table:
+    """Return a table of what the packed networks' weights take in memory."""
+    table = Table(box=box.SIMPLE)
+    for column in ("model", "task"):
+        table.add_column(column, overflow="fold")
+    for column in ("KiB in memory: signs", "all", "in the file"):
+        table.add_column(column, justify="right")
+    for row in {row["file"]: row for row in rows}.values():
         sizes = row["bytes"]
         every = sizes["signs_in_memory"] + sizes["rest_in_memory"]
         memory = (f"{number / 1024:.0f}" for number in (sizes["signs_in_memory"], every, sizes["file"]))
-        shares = (f"{row['of_packed'][part]:.0f}" for part in parts)
-        table.add_row(
-            row["model"], row["task"], str(row["threads"]), str(row["batch_size"]), *shares, *memory
-        )
+        table.add_row(row["model"], row["task"], *memory)
     return table

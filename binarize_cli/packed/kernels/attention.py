@@ -29,6 +29,7 @@ class PackedColumns:
     A sum of `length` products becomes sum * scale + bias, with bias [n, M].
     """
 
+    @timed("packing")
     def __init__(
         self, bits: Tensor, length: int, scale: float, bias: Tensor | None = None, rule: Int8 | None = None
     ):
@@ -118,6 +119,7 @@ def mix_values(signs: Tensor, values: PackedColumns, heads: int, addend: Tensor)
     return out[..., : heads * values.outputs]
 
 
+@timed("binary products")
 def sign_sums(bits: Tensor, factors: Tensor) -> Tensor:
     """Sum +-factor over the signs of rows: int64 [n, heads, L, words] by [heads, K] -> [n, heads, L]."""
     count, heads, rows, _ = bits.shape
@@ -126,6 +128,7 @@ def sign_sums(bits: Tensor, factors: Tensor) -> Tensor:
     return sums
 
 
+@timed("packing")
 def transposed_bits(bits: Tensor, columns: int) -> Tensor:
     """Transpose matrices of bits: int64 [n, L, words of `columns` bits] -> [n, columns, words of L bits]."""
     count, rows, _ = bits.shape
