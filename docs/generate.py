@@ -566,7 +566,7 @@ def speed() -> str:
     kept = json.loads(SPEED.read_text(encoding="utf-8"))
     where = f"{kept['machine']}, torch {kept['torch']}, {kept['date']}"
     facts = f"{where}; medians of {kept['rounds']} rounds or more, images a second."
-    heads = ("network", "task", "threads", "batch", "onnxruntime", "float", "packed", "ratio")
+    heads = ("network", "task", "threads", "batch", "float", "onnxruntime", "packed", "ratio")
     rows = [_speed(row) for row in measured()]
     shares = [
         (_network(row), row["task"], *(f"{share:.0f}" for share in row["of_packed"].values()), _limit(row))
@@ -608,12 +608,9 @@ def _speed(row: Mapping[str, Any]) -> tuple[str, ...]:
     """The row of a packed file; with inputs of 8 bits where it has them, which are faster then."""
     kind = "int8" if "int8" in row else "packed"
     task = f"{row['task']}, inputs int8" if kind == "int8" else row["task"]
-    speeds = (row.get("onnxruntime"), row["float"], row[kind])
-    numbers = [
-        str(row["threads"]),
-        str(row["batch_size"]),
-        *("" if each is None else f"{each:.0f}" for each in speeds),
-    ]
+    speeds = (row["float"], row.get("onnxruntime"), row[kind])
+    images = ("" if each is None else f"{each:.0f}" for each in speeds)
+    numbers = (str(row["threads"]), str(row["batch_size"]), *images)
     return _network(row), task, *numbers, f"{row[kind] / row['float']:.2f}"
 
 
