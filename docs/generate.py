@@ -504,7 +504,7 @@ def exports_held() -> str:
     for each in _kept_exports()["tables"]:
         if "threads" not in each:
             by_target = {row["export"]: row for row in each["rows"]}
-            cells = [_held(by_target[target], reasons) for target in TARGETS]
+            cells = [_held(by_target.get(target), reasons) for target in TARGETS]
             rows.append((f"`{each['network']}`", f"`{each['task']}`", *cells))
     notes = "\n".join(f"{number}. {prose(reason)}" for number, reason in enumerate(reasons, 1))
     return f"{table(('network', 'task', *(f'`{target}`' for target in TARGETS)), rows)}\n\n{notes}"
@@ -521,8 +521,10 @@ def _export(row: Mapping[str, Any]) -> tuple[str, ...]:
     return row["export"], f"{row['bytes'] / 1024:,.1f}", *scores, f"{row['ready']:.2f}"
 
 
-def _held(row: Mapping[str, Any], reasons: list[str]) -> str:
+def _held(row: Mapping[str, Any] | None, reasons: list[str]) -> str:
     """A cell: the largest difference and how many classes are the same; or the number of a reason."""
+    if row is None:
+        return "-"
     if "agreement" in row:
         found = row["agreement"]
         return f"{found['largest_difference']:.1g}, {found['same_top1']} of {found['images']}"
