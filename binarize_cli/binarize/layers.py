@@ -7,6 +7,7 @@ and one factor an output channel, alpha beta, scales them.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeGuard
 
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from binarize_cli.binarize.accumulator import Accumulator, Window
 from binarize_cli.binarize.activations import InputQuantizer
 from binarize_cli.binarize.float_accumulator import FloatAccumulator
-from binarize_cli.binarize.fused.inputs import Border
+from binarize_cli.binarize.fused.inputs import Border, made_again
 from binarize_cli.binarize.fused.launch import fuses, fuses_on_cuda
 from binarize_cli.binarize.fused.sums import fused_scaling, fused_shift
 from binarize_cli.binarize.weights import WeightSource
@@ -58,8 +59,10 @@ class BinaryLinear(nn.Module):
         weights, alpha = self.source.signs_and_scale()
         bias = self.shifted_bias(weights, alpha)
         if in_one_product(self.accumulator, values):
-            return F.linear(values, weights * (alpha * beta).view(-1, 1), bias)
-        y = self.accumulator.linear(values, weights)
+            with kept_little(values):
+                return F.linear(values, weights * (alpha * beta).view(-1, 1), bias)
+        with kept_little(values):
+            y = self.accumulator.linear(values, weights)
         if fuses(y):
             return fused_scaling(y.flatten(0, -2), alpha, beta, bias).view(y.shape)
         y = y * (alpha * beta)
@@ -119,9 +122,11 @@ class BinaryConv2d(nn.Module):
         bias = self.shifted_bias(weights, alpha)
         if in_one_product(self.accumulator, values):
             scaled = weights * (alpha * beta).view(-1, 1, 1, 1)
-            return F.conv2d(values, scaled, bias, self.stride, zeros, self.dilation, self.groups)
+            with kept_little(values):
+                return F.conv2d(values, scaled, bias, self.stride, zeros, self.dilation, self.groups)
         window = Window(self.kernel_size, self.stride, self.dilation, self.groups, zeros)
-        y = self.accumulator.conv(values, weights, window)
+        with kept_little(values):
+            y = self.accumulator.conv(values, weights, window)
         if fuses(y):
             return fused_scaling(y, alpha, beta, bias)
         y = y * (alpha * beta).view(-1, 1, 1)
@@ -166,6 +171,11 @@ class BinaryConv2d(nn.Module):
 def in_one_product(accumulator: Accumulator, values: Tensor) -> bool:
     """Return whether scale and bias can be part of the product: nothing is asked of the sums themselves."""
     return isinstance(accumulator, FloatAccumulator) and accumulator.plain and not fuses_on_cuda(values)
+
+
+def kept_little(values: Tensor) -> AbstractContextManager[None]:
+    """Return a context in which products keep no copy of the values for the backward pass, where they can."""
+    return made_again(values) if fuses(values) and values.grad_fn is not None else nullcontext()
 
 
 # The layers whose whole operation is known here. Other subclasses of nn.Linear and nn.Conv2d change it

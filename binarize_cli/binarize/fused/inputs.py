@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -73,30 +75,10 @@ class _FusedInput(torch.autograd.Function):
         dtype: torch.dtype,
     ) -> Tensor:
         x = dense(x)
-        channels, spare = channels_of(x), quantizer.typical
-        out = torch.empty_like(x, dtype=dtype)
-        ctx.geometry = (1, 1, 1, 1, 0, 0)
-        if x.dim() == 4:
-            out, ctx.geometry = _bordered(x, border, dtype)
-        constants = torch.empty(2, device=x.device)
-        launch(
-            "input_forward",
-            blocks(out.numel()),
-            *(x, spare if threshold is None else threshold, spare if scale is None else scale, spare),
-            *(constants, out, *pair.numbers, out.numel(), channels, *ctx.geometry),
-            F=pair.F,
-            PAD=float(border.value),
-            PADDED=out.shape != x.shape,
-            SHIFTED=threshold is not None,
-            MULTIPLE=quantizer.normalize or 0.0,
-            LEARNED=scale is not None,
-            SMALLEST=SMALLEST_SCALE,
-            TINY=TINY,
-            GRID=GRID,
-            BLOCK=BLOCK,
-        )
+        out, constants, ctx.geometry = _values(x, threshold, scale, quantizer, pair, border, dtype)
         ctx.save_for_backward(x, threshold, constants)
-        ctx.pair, ctx.padded, ctx.spare = pair, out.shape != x.shape, spare
+        ctx.pair, ctx.padded, ctx.spare = pair, out.shape != x.shape, quantizer.typical
+        ctx.made_of = scale, quantizer, pair, border, dtype
         return out
 
     @staticmethod
@@ -117,6 +99,76 @@ class _FusedInput(torch.autograd.Function):
         )
         to_threshold = None if threshold is None else partial.sum(0)
         return to_x, to_threshold, *[None] * 5
+
+
+def _values(
+    x: Tensor,
+    threshold: Tensor | None,
+    scale: Tensor | None,
+    quantizer: ActivationQuantizer,
+    pair: Pair,
+    border: Border,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+    """Return the values, n and 1 / spread [2], and where the image is, as the kernels take it."""
+    spare = quantizer.typical
+    if x.dim() == 4:
+        out, geometry = _bordered(x, border, dtype)
+    else:
+        out, geometry = torch.empty_like(x, dtype=dtype), (1, 1, 1, 1, 0, 0)
+    constants = torch.empty(2, device=x.device)
+    launch(
+        "input_forward",
+        blocks(out.numel()),
+        *(x, spare if threshold is None else threshold, spare if scale is None else scale, spare),
+        *(constants, out, *pair.numbers, out.numel(), channels_of(x), *geometry),
+        F=pair.F,
+        PAD=float(border.value),
+        PADDED=out.shape != x.shape,
+        SHIFTED=threshold is not None,
+        MULTIPLE=quantizer.normalize or 0.0,
+        LEARNED=scale is not None,
+        SMALLEST=SMALLEST_SCALE,
+        TINY=TINY,
+        GRID=GRID,
+        BLOCK=BLOCK,
+    )
+    return out, constants, geometry
+
+
+@contextmanager
+def made_again(values: Tensor) -> Iterator[None]:
+    """Inside the block a product keeps no copy of values from `fused_input`: its backward makes them again.
+
+    That is a pass over the inputs, which are kept anyway, and a fourth of what a layer keeps. On a CPU only.
+    """
+    node = _made_by(values)
+    if values.is_cuda or node is None:
+        yield
+        return
+    storage = values.untyped_storage().data_ptr()
+
+    def pack(tensor: Tensor) -> Any:
+        if tensor.untyped_storage().data_ptr() != storage or tensor.dtype != values.dtype:
+            return tensor
+        return tensor.size(), tensor.stride(), tensor.storage_offset()
+
+    def unpack(kept: Any) -> Tensor:
+        if isinstance(kept, Tensor):
+            return kept
+        x, threshold, _ = node.saved_tensors
+        return _values(x, threshold, *node.made_of)[0].as_strided(*kept)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        yield
+
+
+def _made_by(values: Tensor) -> Any:
+    """Return the node of the graph that made the values, perhaps in another shape; None if none did."""
+    node: Any = values.grad_fn
+    if type(node).__name__ == "ViewBackward0":
+        node = node.next_functions[0][0]
+    return node if hasattr(node, "made_of") else None
 
 
 def _bordered(x: Tensor, border: Border, dtype: torch.dtype) -> tuple[Tensor, tuple[int, ...]]:
