@@ -43,7 +43,7 @@ TRAINING = RESULTS / "training.json"
 ANALYSES = RESULTS / "analyses.json"
 SEARCH = RESULTS / "search.json"
 EXPORTS = RESULTS / "exports.json"
-NO_RUNS = (FAMILIES, SPEED, ANALYSES, SEARCH, EXPORTS)
+NO_RUNS = (FAMILIES, SPEED, TRAINING, ANALYSES, SEARCH, EXPORTS)
 BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
