@@ -670,7 +670,7 @@ def training() -> str:
     if not TRAINING.exists():
         return "Nothing is stored yet."
     kept = json.loads(TRAINING.read_text(encoding="utf-8"))
-    heads = ("network", "batch", "precision", "task", "float, ms", "binary, ms", "time", "memory")
+    heads = ("network", "threads", "batch", "precision", "task", "float, ms", "binary, ms", "time", "memory")
     rows = [_step(row, task, ratio) for row in kept["rows"] for task, ratio in row["ratios"].items()]
     facts = (
         f"{kept['machine']}, torch {kept['torch']}, {kept['date']}; medians of {kept['steps']} steps or more."
@@ -682,13 +682,15 @@ def _step(row: Mapping[str, Any], task: str, ratio: Mapping[str, float | None]) 
     """The row of a task: milliseconds a step, and what it takes in multiples of the float model's."""
     times = (f"{row[kind]['step']:.0f}" for kind in ("float", task))
     shares = ("-" if each is None else f"{each:.2f}" for each in (ratio["time"], ratio["memory"]))
-    return row["model"], str(row["batch_size"]), row["precision"], task, *times, *shares
+    threads = row["machine"].rpartition(", ")[2].split()[0]
+    return row["model"], threads, str(row["batch_size"]), row["precision"], task, *times, *shares
 
 
 def store_training(files: Sequence[Path]) -> None:
     """Keep the documents that `bnnpp bench train --json` printed."""
     rows = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-    facts = {key: rows[0][key] for key in ("machine", "torch", "device")}
+    facts = {key: rows[0][key] for key in ("torch", "device")}
+    facts |= {"machine": rows[0]["machine"].partition(",")[0]}
     facts |= {"steps": min(row["steps"] for row in rows), "date": date.today().isoformat()}
     TRAINING.write_text(as_json(facts | {"rows": rows}), encoding="utf-8")
 
