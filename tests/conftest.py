@@ -35,6 +35,17 @@ def printed_log() -> None:
     print_log()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def autograd_without_threads() -> None:
+    """Autograd starts a thread for each kind of device that torch knows at the first backward pass.
+
+    A traced formula makes more kinds known, and ranks cannot be forked from a process with such threads.
+    """
+    import torch
+
+    torch.ones(1, requires_grad=True).sum().backward()
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a command left: its exit code and both streams."""
