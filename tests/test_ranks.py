@@ -527,7 +527,7 @@ def test_a_run_of_two_ranks_packs_what_a_run_of_one_packs(bnnpp, empty):
     assert (first.returncode, second.returncode, second.stdout, second.stderr) == (0, 0, "", "")
     two = json.loads(first.stdout)
     for ours, theirs in zip(one["epochs"], two["epochs"], strict=True):
-        assert ours["hard_top1"] == pytest.approx(theirs["hard_top1"], abs=1.5)
         if ours["epoch"]:  # before training there is no loss
             assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-2)
+        assert ours["hard_top1"] == pytest.approx(theirs["hard_top1"], abs=3)
     assert two["accuracy"]["packed"]["images"] == 360
