@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from binarize_cli.binarize.fused.inputs import Border, Pair, fused_input, pair_of
+from binarize_cli.binarize.fused.inputs import Border, Making, Pair, fused_input, pair_of
 from binarize_cli.binarize.fused.launch import cast_to, fuses, fuses_on_cuda
 from binarize_cli.binarize.quantizer import SMALLEST_SCALE, ActivationQuantizer
 from binarize_cli.quantizers.autograd import ForwardBackward
@@ -87,7 +87,8 @@ class LatentInput(nn.Module):
         rows = x if self.axes == (1,) else x.flatten(0, -2)
         dtype = torch.float32 if self.in_float32 else cast_to(x)
         within = border if fuses_on_cuda(x) else Border()
-        values = fused_input(rows, self.threshold, self.scale, self.quantizer, pair, within, dtype)
+        beta = None if self.scale is None else self.scale.detach()
+        values = fused_input(rows, self.threshold, Making(beta, self.quantizer, pair, within, dtype))
         values = values if self.axes == (1,) else values.view(x.shape)
         return values if within is border else bordered(values, border)
 

@@ -58,10 +58,9 @@ class BinaryLinear(nn.Module):
         values, beta = self.input(x, Border())
         weights, alpha = self.source.signs_and_scale()
         bias = self.shifted_bias(weights, alpha)
-        if in_one_product(self.accumulator, values):
-            with kept_little(values):
-                return F.linear(values, weights * (alpha * beta).view(-1, 1), bias)
         with kept_little(values):
+            if in_one_product(self.accumulator, values):
+                return F.linear(values, weights * (alpha * beta).view(-1, 1), bias)
             y = self.accumulator.linear(values, weights)
         if fuses(y):
             return fused_scaling(y.flatten(0, -2), alpha, beta, bias).view(y.shape)
@@ -120,12 +119,11 @@ class BinaryConv2d(nn.Module):
         values, beta = self.input(x, border)
         weights, alpha = self.source.signs_and_scale()
         bias = self.shifted_bias(weights, alpha)
-        if in_one_product(self.accumulator, values):
-            scaled = weights * (alpha * beta).view(-1, 1, 1, 1)
-            with kept_little(values):
-                return F.conv2d(values, scaled, bias, self.stride, zeros, self.dilation, self.groups)
         window = Window(self.kernel_size, self.stride, self.dilation, self.groups, zeros)
         with kept_little(values):
+            if in_one_product(self.accumulator, values):
+                scaled = weights * (alpha * beta).view(-1, 1, 1, 1)
+                return F.conv2d(values, scaled, bias, self.stride, zeros, self.dilation, self.groups)
             y = self.accumulator.conv(values, weights, window)
         if fuses(y):
             return fused_scaling(y, alpha, beta, bias)

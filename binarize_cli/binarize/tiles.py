@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from binarize_cli.binarize.accumulator import TILE, AccumulatorRule, accumulate
+from binarize_cli.binarize.fused.formulas import plain_on_cpu
 from binarize_cli.binarize.fused.launch import fuses_on_cuda
 from binarize_cli.binarize.fused.scan import conv_scanned, scanned
 
@@ -29,7 +30,7 @@ def linear_in_tiles(rows: Tensor, weights: Tensor, overflow: str, shift: int) ->
     def sums(rows: Tensor) -> tuple[Tensor, Tensor]:
         if fuses_on_cuda(rows):
             return scanned(rows, weights, AccumulatorRule(overflow, shift))
-        if in_one_pass(rows):
+        if plain_on_cpu(rows):
             return _of_rows(rows, weights, AccumulatorRule(overflow, shift))
         return matmul_in_tiles(rows, weights, AccumulatorRule(overflow, shift), _by_row)
 
@@ -75,7 +76,7 @@ def conv_in_tiles(
         if groups == 1 and fuses_on_cuda(images):
             rule = AccumulatorRule(overflow, shift)
             return conv_scanned(images, weights, stride, dilation, rule)
-        if groups == 1 and in_one_pass(images):
+        if groups == 1 and plain_on_cpu(images):
             return _of_pixels(images, weights, stride, dilation, AccumulatorRule(overflow, shift))
         tile = tiles_of_conv(images, weights, dilation, groups, conv)
         return accumulate(tile, weights[0].numel(), AccumulatorRule(overflow, shift))
@@ -85,11 +86,6 @@ def conv_in_tiles(
     if groups == 1 and fuses_on_cuda(images):  # a pixel's patch, and its sums in every tile
         each = height * width * (weights[0].numel() + len(weights) * -(-weights[0].numel() // TILE))
     return _by_chunks(sums, each, images)
-
-
-def in_one_pass(x: Tensor) -> bool:
-    """Return whether the kernels of a CPU take the sums over x: of plain float32 tensors."""
-    return type(x) is Tensor and x.device.type == "cpu" and x.dtype == torch.float32
 
 
 def _of_rows(rows: Tensor, weights: Tensor, rule: AccumulatorRule) -> tuple[Tensor, Tensor]:
@@ -109,11 +105,11 @@ def _of_pixels(
     from binarize_cli.binarize.fused.numba_tiles import sums_in_tiles
 
     pixels = images.permute(0, 2, 3, 1).contiguous()
-    height, width = images.shape[2:]
-    number = torch.arange(pixels.numel()).view(pixels.shape)  # of every number of the images
+    count, height, width, channels = pixels.shape
+    first = channels * torch.arange(count * height * width).view(count, height, width)  # of every pixel
     (high, wide), (dy, dx), (sy, sx) = weights.shape[2:], dilation, stride
-    steps = number[0, : dy * high : dy, : dx * wide : dx].flatten()
-    starts = number[:, : height - dy * (high - 1) : sy, : width - dx * (wide - 1) : sx, 0]
+    steps = (first[0, : dy * high : dy, : dx * wide : dx, None] + torch.arange(channels)).flatten()
+    starts = first[:, : height - dy * (high - 1) : sy, : width - dx * (wide - 1) : sx]
     matrix = weights.permute(2, 3, 1, 0).flatten(0, 2)
     found = sums_in_tiles(pixels, starts.flatten(), steps, matrix, rule)
     sums, overflowed = (each.view(*starts.shape, -1).permute(0, 3, 1, 2) for each in found)
@@ -193,16 +189,12 @@ def _by_row(left: Tensor, right: Tensor) -> Tensor:
     return left @ right.mT
 
 
-def _conv(
-    images: Tensor,
-    weights: Tensor,
-    stride: Sequence[int],
-    zeros: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> Tensor:
-    """Channels last whatever the images are: a compiled network must know how its tensors lie."""
-    y = F.conv2d(images, weights, None, stride, zeros, dilation, groups)
+def _conv(images: Tensor, weights: Tensor, *geometry: Any) -> Tensor:
+    """Convolve by stride, zeros, dilation and groups; channels last whatever the images are.
+
+    A compiled network must know how its tensors lie.
+    """
+    y = F.conv2d(images, weights, None, *geometry)
     return y.contiguous(memory_format=torch.channels_last)
 
 

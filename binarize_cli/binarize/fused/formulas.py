@@ -1,7 +1,7 @@
 """F and B of any method as functions that a kernel can call: their own text, traced and written in Triton.
 
 So a method is added in one place here too. A formula with an operation that is not in the table below has no
-such function; its layers are computed as on a CPU, operator by operator.
+such function; its layers are computed operator by operator.
 """
 
 from __future__ import annotations
@@ -81,12 +81,12 @@ class Formula:
         """The formula as Triton's own kind of function. Raises Unknown."""
         import triton
 
-        from binarize_cli.binarize.fused import triton_kernels
+        from binarize_cli.binarize.fused import triton_math
 
         file = f"{FOLDER}/{hashlib.sha256(self.text.encode()).hexdigest()[:16]}.py"
         # Triton reads the text of a function again, by the name of its file.
         linecache.cache[file] = (len(self.text), None, self.text.splitlines(keepends=True), file)
-        space: dict[str, Any] = {**vars(triton_kernels)}
+        space: dict[str, Any] = {**vars(triton_math)}
         exec(compile(self.text, file, "exec"), space)
         return triton.jit(space["formula"])
 
@@ -112,14 +112,23 @@ def formula_of(quantizer: Quantizer, which: str) -> Formula | None:
     return _known[key]
 
 
+def plain_on_cpu(x: Tensor) -> bool:
+    """Return whether x is a plain tensor of float32 on a CPU, as its kernels read it."""
+    return type(x) is Tensor and x.device.type == "cpu" and x.dtype == torch.float32
+
+
 def computed(quantizer: Quantizer, which: str, x: Tensor) -> Tensor:
     """Return F or B of a soft quantizer at x, by name; on a CPU in one pass, where a kernel can call it.
 
     A formula in PyTorch goes over its numbers once an operator.
     """
     soft = quantizer.mode == "soft" and not quantizer.method.applies_map
-    plain = type(x) is Tensor and x.device.type == "cpu" and x.dtype == torch.float32
-    if soft and plain and not torch.compiler.is_compiling() and (formula := formula_of(quantizer, which)):
+    if (
+        soft
+        and plain_on_cpu(x)
+        and not torch.compiler.is_compiling()
+        and (formula := formula_of(quantizer, which))
+    ):
         from binarize_cli.binarize.fused.numba_kernels import elementwise
 
         return elementwise(formula, x, list(quantizer.values.values()))

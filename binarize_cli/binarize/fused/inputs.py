@@ -43,74 +43,58 @@ def pair_of(quantizer: ActivationQuantizer) -> Pair | None:
     return Pair(forward, backward, own + [quantizer.typical] * (len(NUMBERS) - len(own)))
 
 
-def fused_input(
-    x: Tensor,
-    threshold: Tensor | None,
-    scale: Tensor | None,
-    quantizer: ActivationQuantizer,
-    pair: Pair,
-    border: Border,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Return what `LatentInput` makes of x [N, C, H, W] or [..., C], in `dtype`, with a border around images.
+class Making(NamedTuple):
+    """How values are made of inputs, beside their thresholds."""
 
-    threshold: [C]; scale: beta [], which gets no gradient here.
-    """
-    beta = None if scale is None else scale.detach()
-    return _FusedInput.apply(x, threshold, beta, quantizer, pair, border, dtype)
+    scale: Tensor | None
+    """beta [], which gets no gradient here."""
+    quantizer: ActivationQuantizer
+    pair: Pair
+    border: Border
+    """Around images."""
+    dtype: torch.dtype
+    """Of the values."""
+
+
+def fused_input(x: Tensor, threshold: Tensor | None, making: Making) -> Tensor:
+    """Return what `LatentInput` makes of x [N, C, H, W] or [..., C], given its thresholds [C] or None."""
+    return _FusedInput.apply(x, threshold, making)
 
 
 class _FusedInput(torch.autograd.Function):
     """Launches `input_forward` and `input_backward`; the gradient of thresholds takes one launch more."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        threshold: Tensor | None,
-        scale: Tensor | None,
-        quantizer: ActivationQuantizer,
-        pair: Pair,
-        border: Border,
-        dtype: torch.dtype,
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, threshold: Tensor | None, making: Making) -> Tensor:
         x = dense(x)
-        out, constants, ctx.geometry = _values(x, threshold, scale, quantizer, pair, border, dtype)
+        out, constants, ctx.geometry = _values(x, threshold, making)
         ctx.save_for_backward(x, threshold, constants)
-        ctx.pair, ctx.padded, ctx.spare = pair, out.shape != x.shape, quantizer.typical
-        ctx.made_of = scale, quantizer, pair, border, dtype
+        ctx.making, ctx.padded = making, out.shape != x.shape
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, threshold, constants = ctx.saved_tensors
-        grad, by = dense(grad), by_rows(x)
+        grad, by, (_, quantizer, pair, *_) = dense(grad), by_rows(x), ctx.making
         to_x = torch.empty_like(x)
         partial = torch.empty(by.grid[0], by.channels, device=x.device)
         launch(
             "input_backward",
             by.grid,
-            *(grad, x, ctx.spare if threshold is None else threshold, constants, to_x, partial),
-            *(*ctx.pair.numbers, by.rows, by.channels, *ctx.geometry, by.rows_each),
-            B=ctx.pair.B,
+            *(grad, x, quantizer.typical if threshold is None else threshold, constants, to_x, partial),
+            *(*pair.numbers, by.rows, by.channels, *ctx.geometry, by.rows_each),
+            B=pair.B,
             PADDED=ctx.padded,
             SHIFTED=threshold is not None,
             **by.constants,
         )
         to_threshold = None if threshold is None else partial.sum(0)
-        return to_x, to_threshold, *[None] * 5
+        return to_x, to_threshold, None
 
 
-def _values(
-    x: Tensor,
-    threshold: Tensor | None,
-    scale: Tensor | None,
-    quantizer: ActivationQuantizer,
-    pair: Pair,
-    border: Border,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+def _values(x: Tensor, threshold: Tensor | None, making: Making) -> tuple[Tensor, Tensor, tuple[int, ...]]:
     """Return the values, n and 1 / spread [2], and where the image is, as the kernels take it."""
+    scale, quantizer, pair, border, dtype = making
     spare = quantizer.typical
     if x.dim() == 4:
         out, geometry = _bordered(x, border, dtype)
@@ -157,7 +141,7 @@ def made_again(values: Tensor) -> Iterator[None]:
         if isinstance(kept, Tensor):
             return kept
         x, threshold, _ = node.saved_tensors
-        return _values(x, threshold, *node.made_of)[0].as_strided(*kept)
+        return _values(x, threshold, node.making)[0].as_strided(*kept)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         yield
@@ -168,7 +152,7 @@ def _made_by(values: Tensor) -> Any:
     node: Any = values.grad_fn
     if type(node).__name__ == "ViewBackward0":
         node = node.next_functions[0][0]
-    return node if hasattr(node, "made_of") else None
+    return node if hasattr(node, "making") else None
 
 
 def _bordered(x: Tensor, border: Border, dtype: torch.dtype) -> tuple[Tensor, tuple[int, ...]]:

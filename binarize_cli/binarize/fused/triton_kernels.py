@@ -9,28 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-ALL = tl.constexpr(tl.PropagateNan.ALL)
-
-
-@triton.jit
-def at_least(x, low):
-    return tl.maximum(x, low, propagate_nan=ALL)
-
-
-@triton.jit
-def at_most(x, high):
-    return tl.minimum(x, high, propagate_nan=ALL)
-
-
-@triton.jit
-def tanh(x):
-    return 2 * tl.sigmoid(2 * x) - 1
-
-
-@triton.jit
-def copysign(magnitude, x):
-    """|magnitude| with the sign of x; the formulas add 0 to x, so that there is no -0."""
-    return tl.where(x < 0, -tl.abs(magnitude), tl.abs(magnitude))
+from binarize_cli.binarize.fused.triton_math import at_least, block_of, columns_of, rows_of
 
 
 @triton.jit
@@ -39,28 +18,6 @@ def elementwise(x, out, p0, p1, p2, p3, FORMULA: tl.constexpr, BLOCK: tl.constex
     at = tl.arange(0, BLOCK)
     v0, v1, v2, v3 = tl.load(p0), tl.load(p1), tl.load(p2), tl.load(p3)
     tl.store(out + at, FORMULA(tl.load(x + at), v0, v1, v2, v3))
-
-
-@triton.jit
-def block_of(total, BLOCK: tl.constexpr):
-    """Return where this program's numbers are [BLOCK], and which of them exist."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    return at, at < total
-
-
-@triton.jit
-def columns_of(channels, COLUMNS: tl.constexpr):
-    """Return this program's channels [1, COLUMNS], and which of them exist; see `launch.by_rows`."""
-    channel = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    return channel, channel < channels
-
-
-@triton.jit
-def rows_of(start, rows, rows_each, ROWS: tl.constexpr):
-    """Return this program's rows from its `start` on [ROWS, 1], and which of them are its own."""
-    first = tl.program_id(0).to(tl.int64) * rows_each
-    row = first + start + tl.arange(0, ROWS)[:, None]
-    return row, (row < rows) & (row < first + rows_each)
 
 
 @triton.jit
