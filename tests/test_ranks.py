@@ -520,14 +520,14 @@ def test_wrong_input_is_one_message_and_every_rank_leaves_with_2(words, told, em
 @pytest.mark.slow
 def test_a_run_of_two_ranks_packs_what_a_run_of_one_packs(bnnpp, empty):
     """To rounding: the same signs but for a few, the same accuracy but for a few images."""
-    words = ("digits_resnet", "--dataset", "digits", "--epochs", 2, "-b", 128, "--opt", "sgd", "--lr", 0.005)
+    words = ("digits_resnet", "--dataset", "digits", "--epochs", 2, "-b", 128, "--opt", "sgd", "--lr", 0.002)
     words = ("binarize", *words, "--set", "train.sync_batchnorm=true")
     one = json.loads(bnnpp(*words, "-o", "one", "--json").out)
     first, second = command(*words, "-o", "two", "--json")
     assert (first.returncode, second.returncode, second.stdout, second.stderr) == (0, 0, "", "")
     two = json.loads(first.stdout)
     for ours, theirs in zip(one["epochs"], two["epochs"], strict=True):
+        assert ours["hard_top1"] == pytest.approx(theirs["hard_top1"], abs=1.5)
         if ours["epoch"]:  # before training there is no loss
             assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-2)
-        assert ours["hard_top1"] == pytest.approx(theirs["hard_top1"], abs=3)
     assert two["accuracy"]["packed"]["images"] == 360
