@@ -18,7 +18,6 @@ import numba
 from numba.core import event
 
 ROOMS = ("binarize/fused", "packed/kernels")  # with kernels in them
-_KERNELS: list = []
 
 
 def kernel(function: Callable | None = None, *, reorder: bool = False, keep: bool = True) -> Callable:
@@ -33,7 +32,6 @@ def kernel(function: Callable | None = None, *, reorder: bool = False, keep: boo
     compiled = numba.njit(nogil=True, error_model="numpy", fastmath=fast)(function)
     if keep:
         _keep_on_disk(compiled)
-    _KERNELS.append(compiled)
     return compiled
 
 
@@ -48,17 +46,17 @@ def specialised(function: Callable, name: str, **names) -> Callable:
     return kernel(other)
 
 
-def when_compiling(say: Callable[[], None]) -> None:
-    """Call `say` when, in this process, a kernel is first compiled instead of being read from disk."""
-    event.register("numba:compile", _FirstCompilation(say))
+def when_compiling(say: Callable[[], None], package: str = "binarize_cli") -> None:
+    """Call `say` when, in this process, a package's kernel is first compiled, not read from disk."""
+    event.register("numba:compile", _FirstCompilation(say, package))
 
 
 class _FirstCompilation(event.Listener):
-    def __init__(self, say: Callable[[], None]):
-        self.say = say
+    def __init__(self, say: Callable[[], None], package: str):
+        self.say, self.package = say, package
 
     def on_start(self, event) -> None:
-        if self.say is not None and event.data["dispatcher"] in _KERNELS:
+        if self.say is not None and event.data["dispatcher"].py_func.__module__.startswith(self.package):
             say, self.say = self.say, None
             say()
 

@@ -44,7 +44,7 @@ def _in_small_groups(module: nn.Module) -> bool:
 
 @cache
 def _announce_compilation() -> None:
-    kernels.when_compiling(lambda: say("compiling the popcount kernels, once"))
+    kernels.when_compiling(lambda: say("compiling the popcount kernels, once"), "binarize_cli.packed")
 
 
 class Made:
