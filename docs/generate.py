@@ -434,11 +434,10 @@ def _reason(words: str) -> str:
 
 
 def store_families(files: Sequence[Path]) -> None:
-    """Keep the rows that `tests/families.py --json` wrote; later files replace rows of earlier ones."""
-    rows = {}
-    for file in files:
-        for row in json.loads(file.read_text(encoding="utf-8")):
-            rows[row["name"], row["task"]] = row
+    """Keep the rows that `tests/families.py --json` wrote: each replaces an older one of its kind."""
+    before = json.loads(FAMILIES.read_text(encoding="utf-8"))["rows"] if FAMILIES.exists() else []
+    new = [row for file in files for row in json.loads(file.read_text(encoding="utf-8"))]
+    rows = {(row["name"], row["task"]): row for row in [*before, *new]}
     document = {
         "command": "uv run python tests/families.py --json FILE",
         "date": date.today().isoformat(),
