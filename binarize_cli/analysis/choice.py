@@ -74,9 +74,8 @@ def within_budget(gains: Sequence[Gain], spare: int, together: Callable[[Sequenc
     A knapsack, filled by dynamic programming in thousandths of the budget; what gains most a byte goes first.
     """
     part = max(1, spare // PARTS)
-    fullest: list[tuple[float, list[Gain]]] = [(0.0, [])] * (
-        max(spare, 0) // part + 1
-    )  # by parts that are used
+    count = max(spare, 0) // part + 1  # of fillings: of no part, one, two ...
+    fullest: list[tuple[float, list[Gain]]] = [(0.0, [])] * count
     for gain in ranked(gains):
         size = -(-gain.bytes // part)
         for used in range(len(fullest) - 1, size - 1, -1):

@@ -83,16 +83,10 @@ def train(
     )
     costs, loader = measure_training(job, kinds, steps), measure_loading(job)
     if as_json:
-        import torch
-
         from binarize_cli.device import find_device, precision
-        from binarize_cli.report.origin import machine
 
         where = find_device(device)
-        facts = {
-            "machine": machine(str(where)),
-            "torch": torch.__version__,
-            "device": str(where),
+        facts = _place(where) | {
             "model": name.name,
             "method": chosen.method,
             "batch_size": chosen.train.batch_size,
@@ -159,19 +153,20 @@ def score(
         for file, row in zip(files, rows, strict=True):
             say(f"written: {add_speed(file, row, sizes[0], str(where))}")
     if as_json:
-        from binarize_cli.report.origin import machine
-
-        facts = {
-            "machine": machine(str(where)),
-            "torch": torch.__version__,
-            "device": str(where),
-            "rounds": rounds,
-        }
-        result(json.dumps(facts | {"rows": rows}))
+        result(json.dumps(_place(where) | {"rounds": rounds, "rows": rows}))
     else:
         stdout().print(_speeds_table(rows))
         stdout().print(_parts_table(rows))
         stdout().print(_memory_table(rows))
+
+
+def _place(device: Any) -> dict[str, Any]:
+    """Return where was measured: the processor and its threads, PyTorch's version, the device."""
+    import torch
+
+    from binarize_cli.report.origin import machine
+
+    return {"machine": machine(str(device)), "torch": torch.__version__, "device": str(device)}
 
 
 def _numbers(text: str | None, where: str) -> list[int]:

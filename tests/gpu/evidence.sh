@@ -2,7 +2,7 @@
 # The tables of docs/results.md at a GPU's budgets: bash tests/gpu/evidence.sh OUTPUT [MINUTES]
 #
 # Run it again to go on: finished rows are kept, stopped ones resume. JOBS rows share the GPU. DATA holds the image
-# folders cifar10, cifar100 and imagenette, WEIGHTS the pretrained files; ROWS=FILE replaces the rows below.
+# folders cifar10 and imagenette, WEIGHTS the pretrained files; ROWS=FILE replaces the rows below.
 #   python docs/generate.py --store OUTPUT      keeps what has finished
 # It has never run on a GPU.
 set -u
