@@ -301,7 +301,8 @@ def _section(key: tuple[str, str, int, str, str, str], group: Sequence[Result]) 
     facts = [f"{precision}", SELECTION.get(select, select), f"on {machine}"]
     if base:
         facts.append(f"float model {' or '.join(base)}")
-    rows = sorted(compare_runs([Run(result, label=label(result)) for result in group])["rows"], key=_order)
+    runs = {task: [Run(r, label=label(r)) for r in group if r["task"] == task] for task in TASKS}
+    rows = sorted((row for own in runs.values() if own for row in compare_runs(own)["rows"]), key=_order)
     heads = ("method or recipe", "task", "n", "packed file, top-1", "soft", "flips %", "file", "minutes")
     commands = "\n".join(sorted({f"$ {_general(r['command'])}" for r in group}))
     details = f"<details><summary>The commands</summary>\n\n```console\n{commands}\n```\n\n</details>"
@@ -320,8 +321,7 @@ def _order(row: Mapping[str, Any]) -> tuple[int, int, str]:
 def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
     size = f"{row['bytes'] / 1024:.0f} KiB ({row['ratio']:.1f}x)"
     scores = f"**{cell(row['packed'])}**", cell(row["soft"]), cell(row["flips"])
-    name = row["row"].removesuffix(f" {row['task']}")  # which has a column of its own
-    return f"`{name}`", row["task"], str(row["n"]), *scores, size, f"{row['seconds']['mean'] / 60:.1f}"
+    return f"`{row['row']}`", row["task"], str(row["n"]), *scores, size, f"{row['seconds']['mean'] / 60:.1f}"
 
 
 def _general(command: str) -> str:
