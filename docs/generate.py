@@ -536,13 +536,14 @@ def _held(row: Mapping[str, Any] | None, reasons: list[str]) -> str:
 
 
 def store_exports(files: Sequence[Path]) -> None:
-    """Keep the tables that `tests/exports.py --json` wrote; a later one replaces one of the same network."""
+    """Keep the tables that `tests/exports.py --json` wrote: each replaces an older one of its kind."""
+    before = _kept_exports()["tables"] if EXPORTS.exists() else []
+    new = [each for file in files for each in json.loads(file.read_text(encoding="utf-8"))]
     tables = {}
-    for file in files:
-        for each in json.loads(file.read_text(encoding="utf-8")):
-            for row in each["rows"]:
-                row.get("agreement", {}).pop("of", None)  # a folder of this machine
-            tables[tuple(each[key] for key in ("network", "task", "float_dtype")), "threads" in each] = each
+    for each in [*before, *new]:
+        for row in each["rows"]:
+            row.get("agreement", {}).pop("of", None)  # a folder of this machine
+        tables[tuple(each[key] for key in ("network", "task", "float_dtype")), "threads" in each] = each
     document = {
         "command": "uv run python tests/exports.py FILE ... --json OUT",
         "date": date.today().isoformat(),
