@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,8 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def generate():
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    sys.path.insert(0, str(ROOT / "docs"))
+    return importlib.import_module("generate")
 
 
 def test_the_pages_are_what_the_generator_writes(generate):
@@ -38,8 +37,8 @@ def test_every_block_has_its_place_and_no_page_asks_for_another(generate):
 
 def test_every_file_every_key_and_every_method_is_described(generate):
     files = {path.name for path in (ROOT / "binarize_cli").rglob("*.py")} - {"__init__.py", "__main__.py"}
-    assert not [name for name in files if f"`{name}`: " not in generate.tree()]
-    keys = generate.recipe_keys()
+    assert not [name for name in files if f"`{name}`: " not in generate.rooms.tree()]
+    keys = generate.recipes.recipe_keys()
     for name, field in Recipe.model_fields.items():
         section = field.annotation
         if isinstance(section, type) and issubclass(section, Section):
@@ -47,7 +46,7 @@ def test_every_file_every_key_and_every_method_is_described(generate):
             assert not [key for key in section.model_fields if f"| `{key}` |" not in keys]
     assert "| `lr` | number > 0 <= 1e+30 | `0.0005` | The peak learning rate. |" in keys
     assert "| `harden` | number from 0, below 1 |" in keys
-    cards = generate.cards()
+    cards = generate.methods.cards()
     assert not [name for name in METHODS if f"### `{name}`: " not in cards]
 
 
@@ -75,8 +74,8 @@ def a_result(top1: float, seed: int, method: str = "bnn++", task: str = "bw", **
 
 def test_results_are_grouped_by_what_must_be_equal_and_averaged_over_seeds(generate, monkeypatch):
     rows = [a_result(97.0, 0), a_result(98.0, 1), a_result(90.0, 0, "bc"), a_result(91.0, 0, select="val")]
-    monkeypatch.setattr(generate, "stored", lambda: rows)
-    page = generate.results()
+    monkeypatch.setattr(generate.results, "stored", lambda: rows)
+    page = generate.results.results()
     assert page.count("## digits_vit, digits (1,437 training images), 3 epochs") == 2
     assert "| `bnn++` | bw | 2 | **97.50 ± 0.50** | - | 1.00 ± 0.00 | 2 KiB (10.0x) | 1.5 |" in page
     assert "| `bc` | bw | 1 | **90.00** |" in page
@@ -84,26 +83,26 @@ def test_results_are_grouped_by_what_must_be_equal_and_averaged_over_seeds(gener
     assert page.count("selected on the reported images") == 1
     assert "/home/me" not in page and "$ bnnpp binarize digits_vit --method bc --seed 0" in page
     row = "| digits_vit, digits (1,437 training images) | 3 | 2 | 98.00 | 97.50 ± 0.50 | - | - |"
-    assert row in generate.results_summary()
+    assert row in generate.results.results_summary()
 
 
 def test_runs_of_other_settings_are_not_averaged(generate, monkeypatch):
     other = a_result(50.0, 1, lr=1.0)
     other["command"] += " --set train.lr=1.0"
-    monkeypatch.setattr(generate, "stored", lambda: [a_result(97.0, 0), other])
-    page = generate.results()
+    monkeypatch.setattr(generate.results, "stored", lambda: [a_result(97.0, 0), other])
+    page = generate.results.results()
     assert "| bw | 1 | **97.00** |" in page and "| bw | 1 | **50.00** |" in page
-    assert "train.lr=1.0" in page and "50.00" not in generate.results_summary()
+    assert "train.lr=1.0" in page and "50.00" not in generate.results.results_summary()
 
 
 def test_without_results_the_pages_say_so(generate, monkeypatch):
-    monkeypatch.setattr(generate, "stored", list)
-    assert generate.results() == generate.results_summary() == "No result is stored yet."
+    monkeypatch.setattr(generate.results, "stored", list)
+    assert generate.results.results() == generate.results.results_summary() == "No result is stored yet."
 
 
 def test_the_results_of_finished_runs_are_kept(generate, monkeypatch, tmp_path, finished):
-    monkeypatch.setattr(generate, "RESULTS", tmp_path)
-    generate.store(finished)
+    monkeypatch.setattr(generate.results, "RESULTS", tmp_path)
+    generate.results.store([finished])
     (file,) = tmp_path.iterdir()
     report = json.loads((finished / "report.json").read_text())
     kept = json.loads(file.read_text())
@@ -115,15 +114,17 @@ def test_pictures_are_those_of_the_stored_results(generate):
     for name, draw in generate.PLOTS.items():
         picture = (generate.ROOT / "docs" / name).read_text(encoding="utf-8")
         assert picture == draw(), "run `uv run python docs/generate.py`"
-    rows = generate.measured()
+    rows = generate.speed.measured()
     assert rows and {row["batch_size"] for row in rows} == {1, 32}
     assert all(row["task"] in ("bw", "bwa", "bwaa") and row["float"] > 0 < row["packed"] for row in rows)
 
 
 def test_every_export_that_is_kept_agrees_or_is_refused(generate):
-    rows = [row for each in json.loads(generate.EXPORTS.read_text())["tables"] for row in each["rows"]]
+    rows = [
+        row for each in json.loads(generate.exports.EXPORTS.read_text())["tables"] for row in each["rows"]
+    ]
     assert rows and not [row for row in rows if "failed" in row]
     for row in rows:
         if found := row.get("agreement"):
             assert found["same_top1"] == found["images"] and "of" not in found
-    assert "| **refused** (2) |" in generate.exports_held()
+    assert "| **refused** (2) |" in generate.exports.exports_held()

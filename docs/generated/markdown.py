@@ -1,0 +1,27 @@
+"""Markdown of rows and sentences."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]], right: int = 0) -> str:
+    """Return a Markdown table, its last `right` columns aligned to the right; bars in cells are escaped."""
+    rules = ["---"] * (len(heads) - right) + ["---:"] * right
+    lines = [heads, rules, *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def prose(text: str) -> str:
+    """Return text in which Markdown and HTML see no marks of their own, but for what is `code`."""
+    parts = re.split(r"(`[^`]*`)", text)
+    return "".join(
+        part if part.startswith("`") else part.replace("*", "\\*").replace("<", "&lt;") for part in parts
+    )
+
+
+def sentence(text: str) -> str:
+    """Return the first sentence of a docstring, on one line."""
+    paragraph = " ".join(text.strip().split("\n\n")[0].split())
+    return prose(re.split(r"(?<=[.?!])\s+(?=[A-Z`])", paragraph)[0].removesuffix("."))

@@ -1,0 +1,158 @@
+"""Tables of runs: every setting whole, the front page, and bnn++ beside the others."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from binarize_cli.quantizers.methods import METHODS
+from binarize_cli.report.comparison import Run, cell, compare_runs, name_of
+from binarize_cli.report.results import as_json, read_results
+from generated.markdown import table
+from generated.places import RESULTS
+
+Result = Mapping[str, Any]
+TASKS = ("bw", "bwa", "bwaa")
+
+
+def stored() -> list[Result]:
+    """Return the results of docs/results; none if there are none yet."""
+    files = sorted(RESULTS.glob("*-seed*.json"))
+    return [result for _, result in read_results(files)] if files else []
+
+
+def setting(result: Result) -> tuple[str, str, int, str, str, str]:
+    """Return what must be the same within one table: model, data, epochs, precision, selection, machine."""
+    facts, train = result["provenance"], result["recipe"]["train"]
+    images = f"{result['data']['name']} ({result['data']['train_images']:,} training images)"
+    epochs = train["epochs"]
+    return (
+        result["model"],
+        images,
+        epochs,
+        facts.get("precision", "unknown"),
+        train.get("select", "val"),
+        facts.get("machine") or facts.get("device", "unknown"),
+    )
+
+
+def label(result: Result) -> str:
+    """Return the method or recipe of a result, and what its command sets beside."""
+    return " ".join((name_of(result), *re.findall(r"--set[ =](\S+)", result["command"])))
+
+
+def results() -> str:
+    """Return a section for each setting, with a row for each method or recipe and task."""
+    groups: dict[tuple, list[Result]] = defaultdict(list)
+    for result in stored():
+        groups[setting(result)].append(result)
+    if not groups:
+        return "No result is stored yet."
+    return "\n\n".join(_section(key, groups[key]) for key in sorted(groups, key=str))
+
+
+SELECTION = {
+    "last": "the last epoch is packed: nothing was selected",
+    "held-out": "the epoch was selected on training images that were held out",
+    "val": "the epoch was **selected on the reported images**",
+}
+
+
+def _section(key: tuple[str, str, int, str, str, str], group: Sequence[Result]) -> str:
+    model, data, epochs, precision, select, machine = key
+    base = sorted({f"{r['accuracy']['float']['top1']:.2f}" for r in group if r["accuracy"]["float"]})
+    facts = [f"{precision}", SELECTION.get(select, select), f"on {machine}"]
+    if base:
+        facts.append(f"float model {' or '.join(base)}")
+    runs = {task: [Run(r, label=label(r)) for r in group if r["task"] == task] for task in TASKS}
+    rows = sorted((row for own in runs.values() if own for row in compare_runs(own)["rows"]), key=_order)
+    heads = ("method or recipe", "task", "n", "packed file, top-1", "soft", "flips %", "file", "minutes")
+    commands = "\n".join(sorted({f"$ {_general(r['command'])}" for r in group}))
+    details = f"<details><summary>The commands</summary>\n\n```console\n{commands}\n```\n\n</details>"
+    title = f"## {model.split('/')[-1]}, {data}, {epochs} epochs"
+    return "\n\n".join([title, f"{'; '.join(facts)}.", table(heads, map(_row, rows), right=6), details])
+
+
+def _order(row: Mapping[str, Any]) -> tuple[int, int, str]:
+    """Return the key by which rows are sorted: by task, then as methods are listed, recipes last."""
+    names = list(METHODS)
+    name = row["row"].split()[0]
+    place = names.index(name) if name in names else len(names)
+    return TASKS.index(row["task"]), place, row["row"]
+
+
+def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
+    size = f"{row['bytes'] / 1024:.0f} KiB ({row['ratio']:.1f}x)"
+    scores = f"**{cell(row['packed'])}**", cell(row["soft"]), cell(row["flips"])
+    return f"`{row['row']}`", row["task"], str(row["n"]), *scores, size, f"{row['seconds']['mean'] / 60:.1f}"
+
+
+def _general(command: str) -> str:
+    """Return a command without the places of one machine."""
+    return re.sub(r" --(output|teacher-logits|workers)[ =]\S+", "", command).removesuffix(" --resume")
+
+
+def results_summary() -> str:
+    """Return the README's table: top-1 of the packed files of plain `--method bnn++` commands."""
+    plain = [
+        r for r in stored() if r["method"] == "bnn++" and not re.search(r"--(recipe|set)\b", r["command"])
+    ]
+    plain = [result for result in plain if setting(result)[4] != "val"]
+    cells: dict[tuple[str, str, int], dict[str, list[Mapping[str, Any]]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
+    for row in compare_runs([Run(result) for result in plain])["rows"] if plain else []:
+        cells[row["model"].split("/")[-1], row["data"], row["epochs"]][row["task"]].append(row)
+    if not cells:
+        return "No result is stored yet."
+    rows = []
+    for (model, data, epochs), tasks in sorted(cells.items()):
+        found = [row for each in tasks.values() for row in each]
+        base = next((cell(row["float"]) for row in found if row["float"]), "-").split(" ")[0]
+        packed = ["; ".join(cell(row["packed"]) for row in tasks[task]) or "-" for task in TASKS]
+        seeds = "; ".join(sorted({str(row["n"]) for row in found}))
+        rows.append((f"{model}, {data}", str(epochs), seeds, base, *packed))
+    return table(("model, data", "epochs", "seeds", "float", *(f"`{task}`" for task in TASKS)), rows, right=6)
+
+
+def lead() -> str:
+    """Return a line a setting and task in which bnn++ was trained beside other methods: is it ahead?"""
+    groups: dict[tuple, list[Result]] = defaultdict(list)
+    for result in stored():
+        groups[*setting(result), result["task"]].append(result)
+    rows = []
+    for key in sorted(groups, key=str):
+        plain = [each for each in groups[key] if each["method"] != "ptq" and "--set" not in each["command"]]
+        trained = compare_runs([Run(result) for result in plain])["rows"]
+        own = next((row for row in trained if row["row"] == "bnn++"), None)
+        others = [row for row in trained if row is not own]
+        if own and others:
+            best = max(others, key=lambda row: row["packed"]["mean"])
+            n = str(min(own["n"], best["n"]))
+            title = f"{key[0].split('/')[-1]}, {key[1]}, {key[2]} epochs"
+            scores = (cell(own["packed"]), f"`{best['row']}` {cell(best['packed'])}")
+            rows.append((title, key[-1], n, *scores, _verdict(own["packed"], best["packed"])))
+    heads = ("network, data, budget", "task", "n", "`bnn++`", "best of the others", "verdict")
+    return table(heads, rows) if rows else "No result is stored yet."
+
+
+def _verdict(own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """Return whether a mean is ahead of another, or behind by no more than the seeds differ."""
+    behind = round(other["mean"] - own["mean"], 2)
+    if behind <= 0:
+        return f"ahead by {-behind:.2f}"
+    within = behind <= max(own["half_range"], other["half_range"])
+    return f"behind by {behind:.2f}" + (", within the spread" if within else "")
+
+
+def store(places: Sequence[Path]) -> None:
+    """Keep the results of the finished runs in folders as files of docs/results."""
+    RESULTS.mkdir(exist_ok=True)
+    for _, result in read_results(places):
+        model, precision = result["model"].split("/")[-1], result["provenance"]["precision"]
+        words = (model, result["data"]["name"], *label(result).split(), result["task"], precision)
+        name = "-".join((*words, f"{result['recipe']['train']['epochs']}epochs", f"seed{result['seed']}"))
+        (RESULTS / f"{name.replace('/', '-')}.json").write_text(as_json(result), encoding="utf-8")
