@@ -90,11 +90,27 @@ def keep_freed_memory() -> None:
         allocator.mallopt(M_TRIM_THRESHOLD, -1)  # never
 
 
-def compiled(net: nn.Module) -> Callable[..., Tensor]:
-    """Return the network by torch.compile; mu and rho move without recompiling, hardening compiles again."""
+def check_compile(mode: str | None, accumulate: int, device: torch.device) -> None:
+    """Raise InputError if a mode of torch.compile cannot serve training on a device."""
+    if mode != "reduce-overhead":
+        return
+    if device.type != "cuda":
+        what = f"reduce-overhead records CUDA graphs, and training is on {device.type}"
+        raise InputError(what, where="--compile", hint="Use --compile alone.")
+    if accumulate > 1:
+        what = f"reduce-overhead keeps one gradient, which each of {accumulate} micro-batches would overwrite"
+        raise InputError(what, where="--compile", hint="Use --compile alone, or train.accumulate=1.")
+
+
+def compiled(net: nn.Module, mode: str = "default") -> Callable[..., Tensor]:
+    """Return the network by torch.compile; mu and rho move without recompiling, hardening compiles again.
+
+    So CUDA graphs (mode reduce-overhead) are recorded once for the soft network and once for the hard one:
+    what moves from step to step is written into tensors that stay where they are.
+    """
     warnings.filterwarnings("ignore", message=".*lru_cache")  # of a function's signature: that never changes
     torch._dynamo.reset()  # of several stages and runs in one process each may recompile as often as one
-    return torch.compile(net)
+    return torch.compile(net, mode=mode)
 
 
 def make_deterministic() -> None:

@@ -34,7 +34,8 @@ class Job:
     teacher_logits: Path | None = None
     resume: Resume = "never"
     save_minutes: float = 10.0
-    compile: bool = False
+    compile: str | None = None
+    """The mode of torch.compile, `default` or `reduce-overhead`; None trains operator by operator."""
     deterministic: bool = False
     overwrite: bool = False
     skip_unreadable: bool = False

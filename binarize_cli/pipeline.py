@@ -166,7 +166,7 @@ def choose_teacher(run: Run) -> None:
             f"teacher {run.teacher_model.name} ({run.teacher_model.weights}), top-1 {run.score(net).top1:.2f}"
         )
     if teaches and net:
-        compile = run.job.compile and not distill.blocks  # whose outputs hooks look at
+        compile = run.job.compile is not None and not distill.blocks  # whose outputs hooks look at
         run.teacher = Teacher(net, logit_cache(run, net), compile)
 
 

@@ -19,7 +19,7 @@ from binarize_cli.data.datasets import open_dataset
 from binarize_cli.data.images import ImageDataset
 from binarize_cli.data.loaders import ScoreBatches
 from binarize_cli.data.transforms import resolve_augment
-from binarize_cli.device import allow_tf32, find_device, make_deterministic, place
+from binarize_cli.device import allow_tf32, check_compile, find_device, make_deterministic, place
 from binarize_cli.errors import InputError
 from binarize_cli.evaluation import Measurement, measure
 from binarize_cli.files import Choice, RunFolder, check_space
@@ -100,6 +100,7 @@ def set_up(job: Job, choice: Choice, stop: StopRequest) -> Run:
     if job.deterministic:
         make_deterministic()
     device = find_device(job.device)
+    check_compile(job.compile, job.recipe.train.accumulate, device)
     allow_tf32(job.recipe.train.amp, device)
     torch.manual_seed(job.recipe.train.seed)  # of random weights and of a new head
     check_optimizer(job.recipe.train.opt)

@@ -160,7 +160,7 @@ def make_trainer() -> Callable[..., Any]:
         images: int = 32,
         score: Callable = lambda net: Scored(),
         objective: Callable | None = None,
-        compile: bool = False,
+        compile: str | None = None,
         **train: Any,
     ) -> Trainer:
         """Batches of 8, the same random weights each time; `train` are keys of that section of a recipe."""

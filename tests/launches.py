@@ -65,7 +65,7 @@ def table(counted: dict[tuple[str, str], int]) -> str:
     heads = [f"`{model}`, {batch_size} images" for model, batch_size in MODELS.items()]
     heads = ["step, PyTorch {}.{}".format(*pytorch()), *(f"{head} | x float" for head in heads)]
     lines = [f"| {' | '.join(heads)} |"]
-    lines.append("|---|" + "---:|" * 2 * len(heads))
+    lines.append("|---|" + "---:|" * 2 * len(MODELS))
     for kind in KINDS:
         cells = [
             f"{counted[model, kind]} | {counted[model, kind] / counted[model, 'float']:.2f}"

@@ -84,10 +84,12 @@ class PretendedTensor(Tensor):
         if args and isinstance(args[0], Tensor):  # to where another tensor is, in its type
             args = (args[0].device, args[0].dtype)
         copy = kwargs.pop("copy", False)
-        device, dtype, _, layout = torch._C._nn._parse_to(*args, **kwargs)
+        device, dtype, non_blocking, layout = torch._C._nn._parse_to(*args, **kwargs)
         wanted = {"dtype": dtype or self.dtype, "memory_format": layout or torch.preserve_format}
         if (device or CUDA).type == "cuda":
             return super().to(**wanted, copy=copy)
+        if non_blocking:
+            return _present.copy_without_waiting(self, wanted)
         return self._brought_back(lambda numbers: numbers.to(**wanted))
 
     def cpu(self, *_: Any, **__: Any) -> Tensor:
@@ -111,8 +113,10 @@ class PretendedTensor(Tensor):
     def _brought_back(self, take: Callable[[Tensor], Tensor]) -> Tensor:
         _present.count_wait("copy to the CPU")
         with _disable_current_modes(), torch.no_grad():
-            numbers = self.numbers
-            return take(torch.ones_like(numbers, device=CPU) if numbers.is_meta else numbers)
+            return take(self._on_cpu())
+
+    def _on_cpu(self) -> Tensor:
+        return torch.ones_like(self.numbers, device=CPU) if self.numbers.is_meta else self.numbers
 
     def __deepcopy__(self, memo: dict) -> PretendedTensor:
         if id(self) not in memo:
@@ -142,6 +146,17 @@ class PretendedGPU(TorchDispatchMode):
         self.waits: Counter[str] = Counter()
         self.mixed: Counter[str] = Counter()  # numbers of the CPU that met tensors of the device: allowed
         self.own_operators: dict[str, Callable] = {}
+        self.on_their_way: list[tuple[Tensor, Tensor]] = []  # copies to the CPU, and what arrives there
+
+    def copy_without_waiting(self, tensor: PretendedTensor, wanted: dict[str, Any]) -> Tensor:
+        """Return a tensor of the CPU that holds nonsense until an event after it has been waited for."""
+        self.launches["copy to the CPU"] += 1
+        self.lines[_line()] += 1
+        with _disable_current_modes(), torch.no_grad():
+            arriving = tensor._on_cpu().to(**wanted, copy=True)
+            there = torch.full_like(arriving, -12345)
+        self.on_their_way.append((there, arriving))
+        return there
 
     def forget(self) -> None:
         """Count anew."""
@@ -320,6 +335,22 @@ class _Stream:
         pass
 
 
+class _Event:
+    """A point in the stream: whoever waits for it finds the copies that were asked for before."""
+
+    def __init__(self, *_: Any, **__: Any):
+        self.copies: list[tuple[Tensor, Tensor]] = []
+
+    def record(self, stream: Any = None) -> None:
+        self.copies, _present.on_their_way = _present.on_their_way, []
+
+    def synchronize(self) -> None:
+        _present.count_wait("event")
+        with _disable_current_modes(), torch.no_grad():
+            for there, arriving in self.copies:
+                there.copy_(arriving)
+
+
 def _grouped(original: Callable) -> Callable:
     """Optimizers group tensors by the device that C++ knows; here it is the one they say they are on."""
 
@@ -361,6 +392,7 @@ def _patches(capability: tuple[int, int]) -> Iterator[Any]:
         "is_bf16_supported": lambda *_, **__: True,
         "synchronize": lambda device=None: None,
         "Stream": _Stream,
+        "Event": _Event,
         "current_stream": lambda device=None: _Stream(),
         "stream": lambda stream: contextlib.nullcontext(),
         "manual_seed_all": lambda seed: None,

@@ -101,7 +101,7 @@ def test_a_compiled_network_is_compiled_once_while_parameters_move_and_once_more
     fine_tuning = make_trainer(tmp_path, method, model, task=task)
     net, binary = fine_tuning.net, fine_tuning.binary
     counter, whole = CompileCounter(), torch.compile
-    monkeypatch.setattr(torch, "compile", lambda net: whole(net, backend=counter, fullgraph=True))
+    monkeypatch.setattr(torch, "compile", lambda net, mode: whole(net, backend=counter, fullgraph=True))
     fast = compiled(net)
     images = torch.randn(2, *next(iter(fine_tuning.batches.epoch(0)))[0].shape[1:])
     for progress in (0.0, 0.3, 1.0):
@@ -116,10 +116,10 @@ def test_a_compiled_network_is_compiled_once_while_parameters_move_and_once_more
 
 def test_a_compiled_training_ends_like_another(make_trainer, tmp_path, monkeypatch):
     whole = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda net: whole(net, backend="eager"))
+    monkeypatch.setattr(torch, "compile", lambda net, mode: whole(net, backend="eager"))
     monkeypatch.setattr(formulas, "plain_on_cpu", lambda x: False)  # kernels of our own round otherwise
     nets = []
-    for number, compile in enumerate((False, True)):
+    for number, compile in enumerate((None, "default")):
         fine_tuning = make_trainer(tmp_path / str(number), model="digits_vit", compile=compile)
         fine_tuning.run()
         nets.append(fine_tuning.net.state_dict())

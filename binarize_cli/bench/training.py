@@ -28,7 +28,7 @@ from binarize_cli.data.decode import decode
 from binarize_cli.data.images import ImageDataset, Split
 from binarize_cli.data.loaders import Batches
 from binarize_cli.data.transforms import train_transform
-from binarize_cli.device import allow_tf32, find_device, keep_freed_memory, place
+from binarize_cli.device import allow_tf32, check_compile, find_device, keep_freed_memory, place
 from binarize_cli.evaluation import Measurement
 from binarize_cli.job import Job
 from binarize_cli.models.classes import adapt_head
@@ -66,6 +66,7 @@ class Setting:
     def device(self) -> torch.device:
         """The job's device, with its precision of float32 products set."""
         device = find_device(self.job.device)
+        check_compile(self.job.compile, self.job.recipe.train.accumulate, device)
         allow_tf32(self.job.recipe.train.amp, device)
         return device
 

@@ -21,7 +21,7 @@ from binarize_cli.cli.evaluate import evaluate
 from binarize_cli.cli.export import export
 from binarize_cli.cli.inspect import inspect
 from binarize_cli.cli.methods import methods
-from binarize_cli.cli.options import WithResume
+from binarize_cli.cli.options import WithWordsLeftOut
 from binarize_cli.cli.predict import predict
 from binarize_cli.cli.theory import theory
 from binarize_cli.console import never_fail_to_encode, print_log, stderr
@@ -42,7 +42,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command(cls=WithResume)(binarize)
+app.command(cls=WithWordsLeftOut)(binarize)
 app.command(name="eval")(evaluate)
 app.command()(predict)
 app.command()(export)

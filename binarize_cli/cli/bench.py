@@ -23,7 +23,7 @@ def _group() -> None:
     pass
 
 
-@app.command()
+@app.command(cls=o.WithWordsLeftOut)
 def train(
     model: o.Model,
     method: o.Method = None,
@@ -40,7 +40,7 @@ def train(
     cache_gb: o.CacheGb = 4.0,
     img_size: o.ImgSize = None,
     device: o.Device = "auto",
-    compile: o.Compile = False,
+    compile: o.Compile = None,
     as_json: o.Json = False,
 ) -> None:
     """Measure a training step of the binary model beside one of the float model: time and memory.

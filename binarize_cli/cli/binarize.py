@@ -72,7 +72,7 @@ def binarize(
     device: o.Device = "auto",
     resume: o.Resume = None,
     save_minutes: o.SaveMinutes = 10.0,
-    compile: o.Compile = False,
+    compile: o.Compile = None,
     deterministic: o.Deterministic = False,
     overwrite: o.Overwrite = False,
     show_images: o.ShowImages = False,
@@ -93,7 +93,7 @@ def binarize(
 def flags_of(words: Sequence[str]) -> dict[str, Any]:
     """Return the flags of `bnnpp binarize WORDS`, by name. Raises the command's usage errors."""
     app = typer.Typer(add_completion=False)
-    app.command(cls=o.WithResume)(wraps(binarize)(lambda **given: given))
+    app.command(cls=o.WithWordsLeftOut)(wraps(binarize)(lambda **given: given))
     return app(list(words), standalone_mode=False)
 
 

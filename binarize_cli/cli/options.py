@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 from typer.core import TyperCommand
@@ -18,6 +18,8 @@ def _in(panel: str) -> Callable[..., Any]:
 
     return option
 
+
+CompileMode = Literal["default", "reduce-overhead"]
 
 model, data, train, run = _in("Model"), _in("Data"), _in("Training"), _in("Run")
 
@@ -127,7 +129,15 @@ Resume = Annotated[
 SaveMinutes = Annotated[
     float, run("--save-minutes", help="Save the state that often within an epoch. Default: 10.", min=0)
 ]
-Compile = Annotated[bool, run("--compile", help="Train through torch.compile.")]
+Compile = Annotated[
+    CompileMode | None,
+    run(
+        "--compile",
+        help="Train through torch.compile, in its mode default (also --compile alone) or reduce-overhead: "
+        "by CUDA graphs.",
+        metavar="[default|reduce-overhead]",
+    ),
+]
 Deterministic = Annotated[
     bool, run("--deterministic", help="On CUDA, only kernels that give the same bits every time; slower.")
 ]
@@ -182,15 +192,19 @@ def words(text: str | None) -> list[str]:
     return [word.strip() for word in (text or "").split(",") if word.strip()]
 
 
-class WithResume(TyperCommand):
-    """A command in which `--resume` alone means `--resume always`."""
+WORD_LEFT_OUT = {"--resume": (ResumeMode, "always"), "--compile": (CompileMode, "default")}
+"""Flags whose word may be left out: their words, and the one that is meant then."""
+
+
+class WithWordsLeftOut(TyperCommand):
+    """A command in which `--resume` alone means `--resume always`, and so on."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put in the word that was left out, then parse as click does."""
-        modes = get_args(ResumeMode)
+        """Put in the words that were left out, then parse as click does."""
         for place in range(len(args), 0, -1):
-            if args[place - 1] == "--resume" and (args[place:] or [""])[0] not in modes:
-                args.insert(place, "always")
+            words, meant = WORD_LEFT_OUT.get(args[place - 1], (None, ""))
+            if words and (args[place:] or [""])[0] not in get_args(words):
+                args.insert(place, meant)
         return super().parse_args(ctx, args)
 
 

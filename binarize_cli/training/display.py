@@ -18,7 +18,7 @@ class Display:
 
     def __init__(self, stage: str, steps: int, done: int):
         self.stage, self.steps = stage, steps
-        self.accuracy = ""
+        self.accuracy = self.loss = ""
         self.printed = time.monotonic()
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         self.progress = Progress(*columns, TextColumn("{task.fields[facts]}"), console=stderr())
@@ -34,11 +34,20 @@ class Display:
             self.progress.stop()
 
     def step(
-        self, number: int, loss: float, images_per_second: float, parameters: Mapping[str, float], hard: bool
+        self,
+        number: int,
+        loss: float | None,
+        images_per_second: float,
+        parameters: Mapping[str, float],
+        hard: bool,
     ) -> None:
-        """Show a step: its number (from 1), loss, speed, the method's parameters, whether F is sign."""
+        """Show a step: its number (from 1), loss, speed, the method's parameters, whether F is sign.
+
+        A loss that is not known yet leaves the one before in its place.
+        """
+        self.loss = self.loss if loss is None else f"loss {loss:.4f}  "
         speed = f"{images_per_second:.0f} images/s"
-        facts = f"loss {loss:.4f}  {speed}  {_shown(parameters, hard)}  {self.accuracy}"
+        facts = f"{self.loss}{speed}  {_shown(parameters, hard)}  {self.accuracy}"
         self.progress.update(self.task, completed=number, facts=facts)
         if not live() and time.monotonic() - self.printed >= PLAIN_EVERY:
             self.printed = time.monotonic()

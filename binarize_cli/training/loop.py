@@ -24,7 +24,8 @@ from binarize_cli.training.log import EpochRow
 from binarize_cli.training.objective import Objective
 from binarize_cli.training.parallel import mean_over_ranks
 from binarize_cli.training.phases import PhasePlan, Stage
-from binarize_cli.training.step import Batch, Step
+from binarize_cli.training.reading import Batch, Outcome
+from binarize_cli.training.step import Step
 from binarize_cli.training.stop import EXIT_CODES, StopRequest
 
 
@@ -85,7 +86,7 @@ class Trainer:
         score: Callable[[nn.Module], Measurement],
         score_held_out: Callable[[nn.Module], Measurement] | None = None,
         saving: Saving,
-        compile: bool = False,
+        compile: str | None = None,
     ):
         self.net, self.stage, self.binary = net, stage, binary
         self.batches, self.train, self.device = batches, train, device
@@ -142,34 +143,60 @@ class Trainer:
         micro_batches = iter(self.batches.epoch(self.position.epoch, start=self.position.step))
         for batches in zip(*[micro_batches] * self.batches.accumulate, strict=True):
             number = self.global_step
-            loss, stop = self.take_step(batches, number)
+            outcome = self.take_step(batches, number)
+            stop, save = self._wanted(outcome)
             now = time.perf_counter()
             speed = self.batches.batch_size / (now - started)
             self.position = replace(
                 self.position,
                 step=self.position.step + 1,
-                loss=self.position.loss + loss,
+                loss=self.position.loss + (outcome.loss if outcome else 0.0),
                 seconds=self.position.seconds + now - started,
             )
             started = now
+            loss = outcome.loss if outcome else None
             display.step(number + 1, loss, speed, self._parameters(), self._hard())
-            if stop or time.monotonic() - self.saved >= 60 * self.saving.minutes:
+            if stop or save:
+                self._catch_up()
                 self._save()
             self._leave_if(stop)
+        self._catch_up()
+        self.position.seconds += time.perf_counter() - started
 
-    def take_step(self, batches: Sequence[Batch], number: int) -> tuple[float, int]:
-        """Take step `number`; return its loss, and the exit code that a signal asks for. Raises Diverged."""
-        alone = ranks.world() == 1
-        loss, means = self.step.take(batches, number, list if alone else self._codes, self._kept)
-        return loss, self.saving.stop.code if alone else _first_code(means)
+    def take_step(self, batches: Sequence[Batch], number: int) -> Outcome | None:
+        """Take step `number`; return what is known of it, or of the step before. Raises Diverged."""
+        return self.step.take(batches, number, list if ranks.world() == 1 else self._wishes, self._kept)
+
+    def _catch_up(self) -> None:
+        """Learn the outcome of the last step, should it still be on its way. Raises Diverged."""
+        if outcome := self.step.catch_up(self._kept):
+            self.position.loss += outcome.loss
+
+    def _wanted(self, outcome: Outcome | None) -> tuple[int, bool]:
+        """Return the exit code that a signal asks for, and whether to save; the same on all ranks."""
+        if ranks.world() == 1:
+            return self.saving.stop.code, self._save_is_due()
+        *codes, save = outcome.means if outcome else [0.0] * (len(EXIT_CODES) + 1)
+        return _first_code(codes), save > 0
+
+    def _wishes(self) -> list[Tensor]:
+        """Return what this rank wants: an exit code, as `_codes` has it, and to save."""
+        return [*self._codes(), self._flag(self._save_is_due())]
+
+    def _save_is_due(self) -> bool:
+        return time.monotonic() - self.saved >= 60 * self.saving.minutes
 
     def _stop_code(self) -> int:
         """Return the exit code that a signal to any rank asks for; 0 if none came."""
-        return _first_code(mean_over_ranks(self._codes()))
+        return _first_code(mean_over_ranks(self._codes()).tolist())
 
     def _codes(self) -> list[Tensor]:
         """Return, for each exit code, whether a signal to this rank asks for it."""
-        return [torch.tensor(float(self.saving.stop.code == code), device=self.device) for code in EXIT_CODES]
+        return [self._flag(self.saving.stop.code == code) for code in EXIT_CODES]
+
+    def _flag(self, value: bool) -> Tensor:
+        """Return 1.0 or 0.0 on the device: [], made there, since a copy from the CPU would be waited for."""
+        return torch.full((), float(value), device=self.device)
 
     def _leave_if(self, code: int) -> None:
         """Raise Interrupted if a signal came; the state is saved by then."""

@@ -55,6 +55,14 @@ def _fused(net: nn.Module, name: str) -> dict[str, Any]:
     return {"fused": True} if on_cuda and "fused" in known else {}
 
 
+def skips_by_itself(optimizer: Optimizer) -> bool:
+    """Return whether the optimizer's kernels leave parameters alone where its `found_inf` is 1.
+
+    The fused ones do, for the gradient scaler, which asks for the same attribute.
+    """
+    return getattr(optimizer, "_step_supports_amp_scaling", False)
+
+
 def make_scheduler(optimizer: Optimizer, train: Train, steps: int) -> Scheduler:
     """Return the learning rate as a function of the step alone, so that nothing of it needs saving."""
     warm = round(train.warmup * steps)

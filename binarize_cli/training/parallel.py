@@ -63,9 +63,9 @@ class DataParallel:
         self.own.load_state_dict(state)
 
 
-def mean_over_ranks(facts: Sequence[Tensor]) -> list[float]:
-    """Return numbers [] of this rank as means over all ranks: one exchange, one wait for the device."""
-    return ranks.reduce_mean(torch.stack(list(facts))).tolist()
+def mean_over_ranks(numbers: Sequence[Tensor]) -> Tensor:
+    """Return the means over all ranks of numbers [] of this one, in one exchange: [len(numbers)]."""
+    return ranks.reduce_mean(torch.stack(list(numbers)))
 
 
 def synchronise(net: nn.Module, device: torch.device) -> nn.Module:

@@ -20,11 +20,10 @@ from binarize_cli.device import autocast_type, compiled
 from binarize_cli.recipe import Train
 from binarize_cli.training.divergence import diverged
 from binarize_cli.training.objective import Objective
-from binarize_cli.training.optimizer import make_optimizer, make_scheduler
+from binarize_cli.training.optimizer import make_optimizer, make_scheduler, skips_by_itself
 from binarize_cli.training.parallel import DataParallel, mean_over_ranks
 from binarize_cli.training.phases import PhasePlan
-
-Batch = tuple[Tensor, Tensor]  # images [M, C, H, W] and targets [M] of a micro-batch
+from binarize_cli.training.reading import Batch, Outcome, Reading, not_finite
 
 
 class Step:
@@ -44,7 +43,7 @@ class Step:
         train: Train,
         classes: int,
         device: torch.device,
-        compile: bool = False,
+        compile: str | None = None,
     ):
         self.net, self.binary, self.phases = net, binary, phases
         self.objective, self.train, self.device = objective, train, device
@@ -57,7 +56,12 @@ class Step:
         if train.mixup or train.cutmix:
             self.mixup = Mixup(train.mixup, train.cutmix, label_smoothing=0.0, num_classes=classes)
         self.parallel = DataParallel(net)
-        self.forward = compiled(self.parallel.net) if compile else self.parallel.net
+        self.forward = compiled(self.parallel.net, compile) if compile else self.parallel.net
+        self.late = device.type == "cuda" and skips_by_itself(self.optimizer) and not self.scaler.is_enabled()
+        """Whether the loss of a step is looked at after the next one has been asked for."""
+        self.unread: Reading | None = None
+        self.failed = torch.zeros((), device=device)
+        """1 once a loss or gradient was not finite, if `late`: from then on the optimizer moves nothing."""
         if binary:
             self.enter(phases.start())
 
@@ -79,11 +83,53 @@ class Step:
         number: int,
         asked: Callable[[], Sequence[Tensor]],
         kept: Callable[[], str],
-    ) -> tuple[float, list[float]]:
-        """Update the parameters by the mean loss of the micro-batches; return it, and the means of `asked`.
+    ) -> Outcome | None:
+        """Update the parameters by the mean loss of the micro-batches; return what is known to come of it.
 
-        `asked` gives numbers [] of this rank, of which all ranks learn the means in the same exchange. Raises
-        Diverged on a loss or gradient that is not finite, without a step; `kept` says what state is left.
+        If `late`, that is the outcome of the step before, or None after the first. `asked` gives numbers []
+        of this rank, of which all ranks learn the means in the same exchange. Raises Diverged on a loss or
+        gradient that is not finite, which moves no parameter; `kept` says what state is left.
+        """
+        numbers, norm, inputs = self._compute(batches, number, asked)
+        if self.late:
+            self.failed = torch.maximum(self.failed, not_finite(numbers[:2]))
+            self.optimizer.found_inf = self.failed  # type: ignore[attr-defined]
+            before, self.unread = self.unread, Reading(number, batches, numbers)
+            self._update(norm)
+            return self._outcome(before, kept) if before else None
+        loss, size, *means = numbers.tolist()
+        if not np.isfinite(loss) or not (self.scaler.is_enabled() or np.isfinite(size)):
+            self._raise_diverged(loss, inputs, number, kept)
+        self._update(norm, skipped=not np.isfinite(size))  # by the scaler
+        return Outcome(loss, means)
+
+    def catch_up(self, kept: Callable[[], str]) -> Outcome | None:
+        """Return the outcome of the last step, if it is still unread. Raises Diverged."""
+        last, self.unread = self.unread, None
+        return self._outcome(last, kept) if last else None
+
+    def _outcome(self, reading: Reading, kept: Callable[[], str]) -> Outcome:
+        """Wait for a step's numbers. If they are not finite, compute it again to name the layer.
+
+        Neither it nor the step after it has moved the parameters.
+        """
+        loss, size, *means = reading.wait()
+        if not np.isfinite([loss, size]).all():
+            _, _, inputs = self._compute(reading.batches, reading.number, list)
+            self._raise_diverged(loss, inputs, reading.number, kept)
+        return Outcome(loss, means)
+
+    def _raise_diverged(self, loss: float, inputs: Tensor, number: int, kept: Callable[[], str]) -> None:
+        if not np.isfinite(loss):
+            self.optimizer.zero_grad(set_to_none=True)  # whatever is in there came from the loss
+        raise diverged(self.net, inputs, number + 1, kept())
+
+    def _compute(
+        self, batches: Sequence[Batch], number: int, asked: Callable[[], Sequence[Tensor]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute the gradient at a step.
+
+        Returns the means over ranks of the loss, the gradient's norm and what is asked; the norm; the images.
         """
         self._seed(number)
         self.advance(number)
@@ -93,21 +139,17 @@ class Step:
         loss, inputs = self._gradient(batches, number)
         self.scaler.unscale_(self.optimizer)
         norm = self.parallel.gradient_norm()
-        value, size, *asked_means = mean_over_ranks([loss, norm, *asked()])
-        if not np.isfinite(value):
-            self.optimizer.zero_grad(set_to_none=True)  # whatever is in there came from the loss
-            raise diverged(self.net, inputs, number + 1, kept())
-        if not self.scaler.is_enabled() and not np.isfinite(size):  # the scaler skips such steps itself
-            raise diverged(self.net, inputs, number + 1, kept())
+        return mean_over_ranks([loss, norm, *asked()]), norm, inputs
+
+    def _update(self, norm: Tensor, skipped: bool = False) -> None:
+        """Move the parameters along their gradient, of that norm; if skipped, no latent and no average."""
         if self.train.clip_grad:
             self.parallel.clip_gradient(self.train.clip_grad, norm)
-        skipped = not np.isfinite(size)  # by the scaler: then nothing is mapped, and the average stays
         with nullcontext() if skipped else update_rule(self.net):
             self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.ema and not skipped:
             self.ema.update(self.net)
-        return value, asked_means
 
     def _gradient(self, batches: Sequence[Batch], number: int) -> tuple[Tensor, Tensor]:
         """Add up the gradient of the micro-batches' mean loss; return that loss, and the last images.
