@@ -36,6 +36,8 @@ class Job:
     save_minutes: float = 10.0
     compile: str | None = None
     """The mode of torch.compile, `default` or `reduce-overhead`; None trains operator by operator."""
+    parallel: str = "ddp"
+    """How several ranks train: `ddp` or `fsdp`."""
     deterministic: bool = False
     overwrite: bool = False
     skip_unreadable: bool = False

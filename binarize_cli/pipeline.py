@@ -115,7 +115,8 @@ def where(run: Run) -> str:
     """The device, the precision where it is not float32, and how a batch is shared out."""
     kind = precision(run.recipe.train.amp, run.device)
     device = str(run.device) if kind == "float32" else f"{run.device} in {kind}"
-    parts = [f"{ranks.world()} ranks"] * (ranks.world() > 1)
+    cut = " that share the model" if run.job.parallel == "fsdp" else ""
+    parts = [f"{ranks.world()} ranks{cut}"] * (ranks.world() > 1)
     parts += [f"{run.batches.train.accumulate} micro-batches a step"] * (run.batches.train.accumulate > 1)
     each = f", {run.batches.train.micro_batch} images each" if parts else ""
     return ", ".join([device, *parts]) + each
@@ -260,6 +261,7 @@ def train_stage(run: Run, stage: Stage, train: Train, inputs_frozen: bool = Fals
         score_held_out=run.score_held_out if run.batches.held_out else None,
         saving=Saving(run.folder.state(stage), run.stop, run.job.save_minutes),
         compile=run.job.compile,
+        parallel=run.job.parallel,
     )
     before = run.rows
     rows = trainer.run(run.resumed, lambda rows: write_log(run.folder, before + rows))

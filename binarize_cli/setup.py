@@ -19,7 +19,14 @@ from binarize_cli.data.datasets import open_dataset
 from binarize_cli.data.images import ImageDataset
 from binarize_cli.data.loaders import ScoreBatches
 from binarize_cli.data.transforms import resolve_augment
-from binarize_cli.device import allow_tf32, check_compile, find_device, make_deterministic, place
+from binarize_cli.device import (
+    allow_tf32,
+    autocast_type,
+    check_compile,
+    find_device,
+    make_deterministic,
+    place,
+)
 from binarize_cli.errors import InputError
 from binarize_cli.evaluation import Measurement, measure
 from binarize_cli.files import Choice, RunFolder, check_space
@@ -32,7 +39,7 @@ from binarize_cli.quantizers.method import Method
 from binarize_cli.recipe import Recipe, effective_method
 from binarize_cli.training.log import EpochRow
 from binarize_cli.training.optimizer import check_optimizer
-from binarize_cli.training.parallel import synchronise
+from binarize_cli.training.parallel import check_parallel, synchronise
 from binarize_cli.training.stop import StopRequest
 from binarize_cli.training.teacher import Teacher, block_names
 
@@ -101,6 +108,7 @@ def set_up(job: Job, choice: Choice, stop: StopRequest) -> Run:
         make_deterministic()
     device = find_device(job.device)
     check_compile(job.compile, job.recipe.train.accumulate, device)
+    check_parallel(job.parallel, job.compile, autocast_type(job.recipe.train.amp, device))
     allow_tf32(job.recipe.train.amp, device)
     torch.manual_seed(job.recipe.train.seed)  # of random weights and of a new head
     check_optimizer(job.recipe.train.opt)

@@ -157,16 +157,18 @@ def make_trainer() -> Callable[..., Any]:
         model: str = "digits_resnet",
         *,
         task: str = "bw",
+        scale: str = "channel",
         images: int = 32,
         score: Callable = lambda net: Scored(),
         objective: Callable | None = None,
         compile: str | None = None,
+        parallel: str = "ddp",
         **train: Any,
     ) -> Trainer:
         """Batches of 8, the same random weights each time; `train` are keys of that section of a recipe."""
         torch.manual_seed(0)
         section = Train(**{"epochs": 1, "batch_size": 8, "amp": "off", "lr": 1e-3, **train})
-        recipe = Recipe(method=method, task=task, train=section)
+        recipe = Recipe(method=method, task=task, train=section, quantizer={"scale": scale})
         float_model = load(resolve(model), pretrained=False)
         net, binary = float_model.net, None
         if method != "float":
@@ -195,6 +197,7 @@ def make_trainer() -> Callable[..., Any]:
             score=score,
             saving=Saving(folder),
             compile=compile,
+            parallel=parallel,
         )
 
     return make

@@ -506,8 +506,9 @@ def command(*words: object) -> list[subprocess.CompletedProcess]:
         (("digits_vit", "--method", "bnn++", "--set", "train.epoch=3"), "unknown key 'train.epoch'"),
         (("digits_vit", "--data-dir", "nowhere"), "nowhere"),
         (("digits_vit", "--dataset", "digits", "-b", 7), "shared out over 2 ranks"),
+        (("digits_vit", "--dataset", "digits", "--parallel", "fsdp", "--compile"), "is not compiled"),
     ],
-    ids=["recipe", "data", "batch"],
+    ids=["recipe", "data", "batch", "parallel"],
 )
 def test_wrong_input_is_one_message_and_every_rank_leaves_with_2(words, told, empty):
     first, second = command("binarize", *words)
@@ -518,12 +519,13 @@ def test_wrong_input_is_one_message_and_every_rank_leaves_with_2(words, told, em
 
 
 @pytest.mark.slow
-def test_a_run_of_two_ranks_packs_what_a_run_of_one_packs(bnnpp, empty):
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_run_of_two_ranks_packs_what_a_run_of_one_packs(parallel, bnnpp, empty):
     """To rounding: the same signs but for a few, the same accuracy but for a few images."""
     words = ("digits_resnet", "--dataset", "digits", "--epochs", 2, "-b", 128, "--opt", "sgd", "--lr", 0.002)
     words = ("binarize", *words, "--set", "train.sync_batchnorm=true")
     one = json.loads(bnnpp(*words, "-o", "one", "--json").out)
-    first, second = command(*words, "-o", "two", "--json")
+    first, second = command(*words, "--parallel", parallel, "-o", "two", "--json")
     assert (first.returncode, second.returncode, second.stdout, second.stderr) == (0, 0, "", "")
     two = json.loads(first.stdout)
     for ours, theirs in zip(one["epochs"], two["epochs"], strict=True):

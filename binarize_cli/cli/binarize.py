@@ -73,6 +73,7 @@ def binarize(
     resume: o.Resume = None,
     save_minutes: o.SaveMinutes = 10.0,
     compile: o.Compile = None,
+    parallel: o.Parallel = "ddp",
     deterministic: o.Deterministic = False,
     overwrite: o.Overwrite = False,
     show_images: o.ShowImages = False,

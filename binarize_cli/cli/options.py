@@ -19,6 +19,7 @@ def _in(panel: str) -> Callable[..., Any]:
     return option
 
 
+ParallelKind = Literal["ddp", "fsdp"]
 CompileMode = Literal["default", "reduce-overhead"]
 
 model, data, train, run = _in("Model"), _in("Data"), _in("Training"), _in("Run")
@@ -136,6 +137,14 @@ Compile = Annotated[
         help="Train through torch.compile, in its mode default (also --compile alone) or reduce-overhead: "
         "by CUDA graphs.",
         metavar="[default|reduce-overhead]",
+    ),
+]
+Parallel = Annotated[
+    ParallelKind,
+    run(
+        "--parallel",
+        help="On several ranks: ddp, each has the whole model, or fsdp, each has a part of it. Default: ddp.",
+        metavar="[ddp|fsdp]",
     ),
 ]
 Deterministic = Annotated[

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from binarize_cli.errors import Diverged
+from binarize_cli.training.parallel import whole
 
 
 def _finite(value: object) -> bool:
-    return not isinstance(value, Tensor) or bool(torch.isfinite(value).all())
+    return not isinstance(value, Tensor) or bool(torch.isfinite(whole(value)).all())
 
 
 @torch.no_grad()
@@ -37,7 +38,7 @@ def diverged(net: nn.Module, inputs: Tensor, step: int, kept: str) -> Diverged:
     """Return the error for a loss or gradient that is not finite at a step (counted from 1)."""
     name = next((n for n, p in net.named_parameters() if not _finite(p)), None)
     # Backwards through the network: the last layer with such a gradient passed it on to all before it.
-    bad = [n for n, p in net.named_parameters() if p.grad is not None and not _finite(p.grad.norm())]
+    bad = [n for n, p in net.named_parameters() if p.grad is not None and not _finite(whole(p.grad).norm())]
     name = name or (bad[-1] if bad else None)
     layer = first_nonfinite_layer(net, inputs) or name or "the loss itself"
     hint = f"Lower --lr, or set train.clip_grad. {kept}"

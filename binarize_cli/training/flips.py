@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from binarize_cli.binarize.convert import latent_weights
+from binarize_cli.training.parallel import shared_out, whole
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,18 @@ class FlipCounter:
     def _signs(self) -> list[Tensor]:
         return [weight.latent.detach() >= 0 for _, weight in latent_weights(self.net)]
 
+    def load(self, signs: Sequence[Tensor]) -> None:
+        """Take over the signs of all layers, whole, from a state."""
+        self.before = [
+            shared_out(new.to(old.device), old) for new, old in zip(signs, self.before, strict=True)
+        ]
+
     def count(self) -> Flips | None:
         """Return what flipped since the last call; None for a network without binary layers."""
         if not self.before:
             return None
         now = self._signs()
-        counts = torch.stack([torch.count_nonzero(a ^ b) for a, b in zip(self.before, now, strict=True)])
+        counts = torch.stack([whole((a ^ b).sum()) for a, b in zip(self.before, now, strict=True)])
         self.before = now
         flipped, sizes = counts.tolist(), [signs.numel() for signs in now]
         layers = [round(count / size, 6) for count, size in zip(flipped, sizes, strict=True)]

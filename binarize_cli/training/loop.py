@@ -22,7 +22,7 @@ from binarize_cli.training.display import Display
 from binarize_cli.training.flips import FlipCounter
 from binarize_cli.training.log import EpochRow
 from binarize_cli.training.objective import Objective
-from binarize_cli.training.parallel import mean_over_ranks
+from binarize_cli.training.parallel import mean_over_ranks, whole
 from binarize_cli.training.phases import PhasePlan, Stage
 from binarize_cli.training.reading import Batch, Outcome
 from binarize_cli.training.step import Step
@@ -87,6 +87,7 @@ class Trainer:
         score_held_out: Callable[[nn.Module], Measurement] | None = None,
         saving: Saving,
         compile: str | None = None,
+        parallel: str = "ddp",
     ):
         self.net, self.stage, self.binary = net, stage, binary
         self.batches, self.train, self.device = batches, train, device
@@ -102,8 +103,9 @@ class Trainer:
             classes=classes,
             device=device,
             compile=compile,
+            parallel=parallel,
         )
-        self.flips = FlipCounter(net)
+        self.flips = FlipCounter(self.step.net)
         self.position = Position()
         self.best: dict[str, Tensor] = {}  # the state dict of the best epoch, on the CPU; empty for the last
         self.saved = time.monotonic()
@@ -138,7 +140,7 @@ class Trainer:
 
     def _epoch(self, display: Display) -> None:
         """Take the rest of the present epoch's steps."""
-        self.net.train()
+        self.step.net.train()
         started = time.perf_counter()
         micro_batches = iter(self.batches.epoch(self.position.epoch, start=self.position.step))
         for batches in zip(*[micro_batches] * self.batches.accumulate, strict=True):
@@ -217,10 +219,15 @@ class Trainer:
         )
 
     def _finish_epoch(self, number: int, display: Display) -> None:
-        """Score, note the row, and keep the network if it is the best so far and that counts."""
-        net = self.step.eval_net
-        ranks.broadcast(net.buffers())  # BatchNorm's may differ: every rank has seen its own images
-        hard = self._hard_score(self.score)
+        """Score what was learned, note the row, and keep the network if it is the best and that counts."""
+        ranks.broadcast(self.step.learned.buffers())  # BatchNorm's may differ: every rank saw its own images
+        net = self.step.whole_net()
+        self._note_row(number, net, display)
+        self.step.parallel.rest()
+
+    def _note_row(self, number: int, net: nn.Module, display: Display) -> None:
+        """Score the network, note what came of the epoch, and keep the network if it is to be packed."""
+        hard = self._hard_score(net, self.score)
         soft = hard if self.binary is None or self._hard() else self.score(net)
         steps = self.position.step
         flips = self.flips.count() if steps else None
@@ -248,18 +255,18 @@ class Trainer:
             self.position.packed_epoch = number
             return
         if self.train.select == "held-out":
-            hard = self._hard_score(self.score_held_out)
+            hard = self._hard_score(net, self.score_held_out)
         if hard.top1 >= self.position.best:  # of equals the later one, which is the harder
             self.position.best, self.position.packed_epoch = hard.top1, number
             self.best = net.state_dict()  # with the versions of its modules, which some need to load it again
             self.best.update({k: v.detach().cpu().clone() for k, v in self.best.items()})
 
-    def _hard_score(self, score: Callable[[nn.Module], Measurement]) -> Measurement:
-        """Score the network of signs, whatever the present phase, rounded as it would be packed.
+    def _hard_score(self, net: nn.Module, score: Callable[[nn.Module], Measurement]) -> Measurement:
+        """Score the network of signs of `net`, whatever the present phase, rounded as it would be packed.
 
         While weights are still float, in the first of two stages, nothing could be packed yet.
         """
-        net, binary = self.step.eval_net, self.binary
+        binary = self.binary
         if binary is None:
             return score(net)
         if binary.phase.weights.mode != "float":
@@ -278,23 +285,19 @@ class Trainer:
 
     def _save(self) -> None:
         self.saved = time.monotonic()
-        net = self.step.parallel.state_dict()
-        if not ranks.is_rank0():
-            return
-        state.save_newest(
-            self.saving.folder,
-            self.global_step,
-            {
-                "position": vars(self.position),
-                "rows": [row.to_json() for row in self.rows],
-                "net": net,
-                "best": self.best,
-                "ema": self.step.ema.state_dict() if self.step.ema else None,
-                "optimizer": self.step.optimizer.state_dict(),
-                "scaler": self.step.scaler.state_dict(),
-                "signs": self.flips.before,
-            },
-        )
+        parallel, ema = self.step.parallel, self.step.ema
+        found = {  # on all ranks: each may have a part
+            "position": vars(self.position),
+            "rows": [row.to_json() for row in self.rows],
+            "net": parallel.state_of(self.step.net),
+            "best": self.best,
+            "ema": parallel.state_of(ema) if ema else None,
+            "optimizer": parallel.state_of_optimizer(self.step.optimizer),
+            "scaler": self.step.scaler.state_dict(),
+            "signs": [whole(signs) for signs in self.flips.before],
+        }
+        if ranks.is_rank0():
+            state.save_newest(self.saving.folder, self.global_step, found)
 
     def _restore(self) -> None:
         """Raise InputError if no state is whole, or if this rank does not see that of the first."""
@@ -309,21 +312,22 @@ class Trainer:
             return
         self.position = Position(**saved["position"])
         self.rows = [EpochRow(**row) for row in saved["rows"]]
-        self.step.parallel.load_state_dict(saved["net"])
+        parallel = self.step.parallel
+        parallel.load(self.step.net, saved["net"])
         if self.step.ema:
-            self.step.ema.load_state_dict(saved["ema"])
-        self.step.optimizer.load_state_dict(saved["optimizer"])
+            parallel.load(self.step.ema, saved["ema"])
+        parallel.load_optimizer(self.step.optimizer, saved["optimizer"])
         self.step.scaler.load_state_dict(saved["scaler"])
-        self.flips.before = [signs.to(self.device) for signs in saved["signs"]]
+        self.flips.load(saved["signs"])
         self.best = saved["best"]
         if self.global_step:  # the last step may have been the last of an epoch, to be scored yet
             self.step.advance(self.global_step - 1)
 
     def _settle(self) -> None:
         """Leave the network at the selected epoch, with its schedules run through."""
-        chosen = self.step.eval_net.state_dict()
+        chosen = self.step.whole_net().state_dict()
         chosen.update(self.best)  # in place: a state dict holds its modules' versions too
-        self.step.parallel.load_state_dict(chosen)
+        self.net.load_state_dict(chosen)
         if self.binary:
             last = self.step.phases.at(max(self.steps - 1, 0)) if self.steps else self.step.phases.start()
             self.step.enter(_at_end(last))

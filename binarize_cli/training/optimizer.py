@@ -49,8 +49,12 @@ def _latents_apart(net: nn.Module, train: Train) -> list[dict[str, Any]]:
 
 
 def _fused(net: nn.Module, name: str) -> dict[str, Any]:
-    """Return the flag for one kernel for all parameters, on CUDA, if the optimizer has it."""
+    """Return the flag for one kernel for all parameters, on CUDA, if the optimizer has it.
+
+    Not if ranks share them: whole and cut parameters cannot be in one kernel.
+    """
     on_cuda = any(p.is_cuda for p in net.parameters())
+    on_cuda = on_cuda and not any(hasattr(p, "placements") for p in net.parameters())
     known = inspect.signature(get_optimizer_class(name, bind_defaults=False)).parameters
     return {"fused": True} if on_cuda and "fused" in known else {}
 

@@ -1,6 +1,6 @@
 """Training on several ranks: everything that knows of DistributedDataParallel. One rank trains as it is.
 
-Another way to spread a network over devices (FSDP, say) would be another class with these methods.
+Another way to spread a network over ranks is another class with these methods: `sharded` has one.
 """
 
 from __future__ import annotations
@@ -8,16 +8,19 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from timm.layers import BatchNormAct2d, convert_sync_batchnorm
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim import Optimizer
 
 from binarize_cli import ranks
+from binarize_cli.errors import InputError
 
 
 def distributed(net: nn.Module) -> DistributedDataParallel:
@@ -31,16 +34,66 @@ def distributed(net: nn.Module) -> DistributedDataParallel:
     return DistributedDataParallel(net, gradient_as_bucket_view=True, **options)
 
 
+class Parallel(Protocol):
+    """A network in training on several ranks: what `DataParallel` says of its methods."""
+
+    own: nn.Module
+    net: nn.Module
+
+    def average(self, decay: float) -> ModelEmaV3: ...
+    def rest(self) -> None: ...
+    def whole_net(self, net: nn.Module) -> nn.Module: ...
+    def exchange(self, now: bool) -> AbstractContextManager: ...
+    def gradient_norm(self) -> Tensor: ...
+    def clip_gradient(self, largest: float, norm: Tensor) -> None: ...
+    def state_of(self, net: nn.Module) -> dict[str, Tensor]: ...
+    def load(self, net: nn.Module, state: dict[str, Tensor]) -> None: ...
+    def state_of_optimizer(self, optimizer: Optimizer) -> dict[str, Any]: ...
+    def load_optimizer(self, optimizer: Optimizer, state: dict[str, Any]) -> None: ...
+
+
+def check_parallel(kind: str, compile: str | None, amp: torch.dtype | None) -> None:
+    """Raise InputError if training in parts would not go with how it is to compute."""
+    if kind != "fsdp" or ranks.world() == 1:
+        return
+    if compile:
+        what, hint = "a model that ranks share is not compiled", "Leave out --compile, or use --parallel ddp."
+        raise InputError(what, where="--parallel", hint=hint)
+    if amp is torch.float16:
+        what, hint = "a model that ranks share is not trained in float16", "Use --amp bf16 or --parallel ddp."
+        raise InputError(what, where="--parallel", hint=hint)
+
+
+def spread(net: nn.Module, kind: str, device: torch.device) -> Parallel:
+    """Return a network for training on all ranks: by `ddp`, or by `fsdp`; one rank has no need of either."""
+    if kind == "ddp" or ranks.world() == 1:
+        return DataParallel(net)
+    from binarize_cli.training.sharded import Sharded
+
+    return Sharded(net, device)
+
+
 class DataParallel:
     """A network of which every rank has a copy; gradients are the means over all ranks.
 
-    `net` is what training calls.
+    `own` has the parameters that the optimizer moves, `net` is what training calls.
     """
 
     def __init__(self, own: nn.Module):
         self.own = own
         self.ddp = None if ranks.world() == 1 else distributed(own)
         self.net: nn.Module = own if self.ddp is None else self.ddp
+
+    def average(self, decay: float) -> ModelEmaV3:
+        """Return the moving average of the network."""
+        return ModelEmaV3(self.own, decay=decay)
+
+    def whole_net(self, net: nn.Module) -> nn.Module:
+        """Return the network, or its average, as one that a rank can call by itself, to score it say."""
+        return net
+
+    def rest(self) -> None:
+        """Have no use for that one until it is asked for again."""
 
     def exchange(self, now: bool) -> AbstractContextManager:
         """Return a context for a backward pass, in which ranks exchange their gradients `now` or later."""
@@ -54,13 +107,36 @@ class DataParallel:
         """Scale the gradient, whose norm is known, down to `largest`."""
         clip_grads_with_norm_(self.own.parameters(), largest, norm)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the whole state, whatever part of it this rank has."""
-        return self.own.state_dict()
+    def state_of(self, net: nn.Module) -> dict[str, Tensor]:
+        """Return the whole state of the network or its average, whatever part of it this rank has."""
+        return net.state_dict()
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over the whole state."""
-        self.own.load_state_dict(state)
+    def load(self, net: nn.Module, state: dict[str, Tensor]) -> None:
+        """Let the network or its average take over the whole state."""
+        net.load_state_dict(state)
+
+    def state_of_optimizer(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Return the whole state of the optimizer."""
+        return optimizer.state_dict()
+
+    def load_optimizer(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
+        """Let the optimizer take over the whole state."""
+        optimizer.load_state_dict(state)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor of which every rank has a part, as all ranks have it then; any other as it is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def shared_out(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return this rank's part of a whole tensor, cut as `like` is; all of it if that is not cut."""
+    if not hasattr(like, "placements"):
+        return tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(like, DTensor)
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def mean_over_ranks(numbers: Sequence[Tensor]) -> Tensor:

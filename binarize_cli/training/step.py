@@ -8,7 +8,6 @@ from contextlib import nullcontext
 import numpy as np
 import torch
 from timm.data import Mixup
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from binarize_cli import ranks
@@ -21,7 +20,7 @@ from binarize_cli.recipe import Train
 from binarize_cli.training.divergence import diverged
 from binarize_cli.training.objective import Objective
 from binarize_cli.training.optimizer import make_optimizer, make_scheduler, skips_by_itself
-from binarize_cli.training.parallel import DataParallel, mean_over_ranks
+from binarize_cli.training.parallel import mean_over_ranks, spread
 from binarize_cli.training.phases import PhasePlan
 from binarize_cli.training.reading import Batch, Outcome, Reading, not_finite
 
@@ -44,18 +43,20 @@ class Step:
         classes: int,
         device: torch.device,
         compile: str | None = None,
+        parallel: str = "ddp",
     ):
-        self.net, self.binary, self.phases = net, binary, phases
+        self.parallel = spread(net, parallel, device)
+        self.net, self.binary, self.phases = self.parallel.own, binary, phases
         self.objective, self.train, self.device = objective, train, device
-        self.optimizer = make_optimizer(net, train)
+        self.optimizer = make_optimizer(self.net, train)
         self.scheduler = make_scheduler(self.optimizer, train, phases.steps)
         self.amp = autocast_type(train.amp, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp is torch.float16)
-        self.ema = ModelEmaV3(net, decay=train.ema) if train.ema else None
+        self.ema = self.parallel.average(train.ema) if train.ema else None
         self.mixup = None
         if train.mixup or train.cutmix:
             self.mixup = Mixup(train.mixup, train.cutmix, label_smoothing=0.0, num_classes=classes)
-        self.parallel = DataParallel(net)
+        self.parallel.rest()
         self.forward = compiled(self.parallel.net, compile) if compile else self.parallel.net
         self.late = device.type == "cuda" and skips_by_itself(self.optimizer) and not self.scaler.is_enabled()
         """Whether the loss of a step is looked at after the next one has been asked for."""
@@ -66,14 +67,20 @@ class Step:
             self.enter(phases.start())
 
     @property
-    def eval_net(self) -> nn.Module:
+    def learned(self) -> nn.Module:
         """The network that is scored and kept: the averaged one, if there is one."""
         return self.ema.module if self.ema else self.net
+
+    def whole_net(self) -> nn.Module:
+        """Return that network as one that a rank can call by itself."""
+        return self.parallel.whole_net(self.learned)
 
     def enter(self, phase: Phase) -> None:
         """Hand a phase to the network's quantizers, and to those of its average."""
         if self.binary:
             self.binary.enter(phase)
+            if self.net is not self.binary.net:  # a copy that is shared out over the ranks
+                set_phase(self.net, phase)
         if self.ema:
             set_phase(self.ema.module, phase)
 

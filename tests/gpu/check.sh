@@ -85,5 +85,13 @@ if [ "$DEVICE" != cpu ]; then
   unset TORCH_LOGS
 fi
 
+# Two GPUs: NCCL, with a copy of the model on each, and with a part of it.
+if [ "$DEVICE" != cpu ] && "$PYTHON" -c "import torch; assert torch.cuda.device_count() > 1" 2>/dev/null; then
+  for kind in ddp fsdp; do
+    check "two-gpus-$kind" 120 "$PYTHON" -m torch.distributed.run --nproc-per-node 2 -m binarize_cli binarize \
+      digits_vit --task bwa --parallel "$kind" --epochs 2 -b 128 --overwrite -o "$out/two-gpus-$kind"
+  done
+fi
+
 echo "--- what failed (logs: $out)"
 grep "^FAIL" "$out/summary" || echo "nothing"
