@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from binarize_cli.data.decode import decode
+from binarize_cli.data.decode import decode, usable_cores
 from binarize_cli.data.device import fits_on_device
 from binarize_cli.data.images import ImageDataset
 from binarize_cli.data.loaders import Batches, ScoreBatches, cache_on_device, hold_out
@@ -88,8 +87,3 @@ def choose_workers(wanted: int | None, dataset: ImageDataset) -> int:
         return wanted
     small = dataset.native_size is not None and len(dataset.train) < 10_000
     return 0 if small else min(8, usable_cores())
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may use, which a cluster may have made fewer than there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -12,6 +12,7 @@ from binarize_cli.data.digits import open_digits
 from binarize_cli.data.folder import check_root, open_folder
 from binarize_cli.data.images import ImageDataset, Split, UnreadableImage
 from binarize_cli.data.library import PREFIXES, open_library
+from binarize_cli.data.shards import SHARDS, open_shards
 from binarize_cli.errors import InputError, closest
 from binarize_cli.files import kind_of
 
@@ -55,6 +56,8 @@ def open_dataset(
     if dataset in DATASETS:
         return DATASETS[dataset](data_dir, need_train, True)
     _check_name(dataset)
+    if dataset.startswith(SHARDS):
+        return open_shards(dataset, data_dir, need_train)
     return open_library(dataset, data_dir, need_train)
 
 
@@ -70,12 +73,13 @@ def check_dataset(dataset: str | None, data_dir: Path | None) -> None:
 
 
 def _check_name(dataset: str) -> None:
-    if dataset in DATASETS or dataset.startswith(PREFIXES):
+    if dataset in DATASETS or dataset.startswith((*PREFIXES, SHARDS)):
         return
     if kind_of(Path(dataset)):
         raise InputError("is a path, not a dataset's name", where=dataset, hint=f"Use --data-dir {dataset}.")
     listing = (
-        f"Known: {', '.join(DATASETS)}; timm's names with {', '.join(PREFIXES)}; a folder by --data-dir."
+        f"Known: {', '.join(DATASETS)}; timm's names with {', '.join(PREFIXES)}, {SHARDS}; "
+        "a folder by --data-dir."
     )
     raise InputError(f"no dataset is named '{dataset}'", hint=closest(dataset, DATASETS, listing))
 

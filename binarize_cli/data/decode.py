@@ -55,7 +55,7 @@ def _read_all(split: Split, keep: bool) -> list[np.ndarray | UnreadableImage | N
     def chunk(start: int) -> list:
         return [attempt(i) for i in range(start, min(start + CHUNK, len(split)))]
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         return [outcome for part in pool.map(chunk, range(0, len(split), CHUNK)) for outcome in part]
 
 
@@ -74,3 +74,8 @@ def _estimate(split: Split) -> float:
 def _names(broken: list[UnreadableImage]) -> str:
     more = f" and {len(broken) - 4} more" if len(broken) > 4 else ""
     return ", ".join(str(error.where) for error in broken[:4]) + more
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use, which a cluster may have made fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Datasets that timm opens by name: torch/..., hfds/..., hfids/..., tfds/..., wds/..."""
+"""Datasets that timm opens by name: torch/..., hfds/..., hfids/..., tfds/..."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from binarize_cli.files import absolute
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-PREFIXES = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")
+PREFIXES = ("torch/", "hfds/", "hfids/", "tfds/")
 CACHE = Path("~/.cache/bnnpp")
 PATIENCE = 5  # seconds without an answer from a server
 
@@ -34,7 +34,7 @@ def open_library(
 ) -> ImageDataset:
     """The splits `train` and `validation` of a dataset of timm's; `name` is our name for it, if not timm's.
 
-    A set that can only be streamed (hfids, tfds, wds) is held in memory. The fingerprint is over the name and
+    A set that can only be streamed (hfids, tfds) is held in memory. The fingerprint is over the name and
     the validation targets. Raises InputError where it cannot be opened or downloaded.
     """
     name = name or timm_name
@@ -42,10 +42,6 @@ def open_library(
         root: Path | None = CACHE.expanduser()
     else:  # None: the other libraries have caches of their own
         root = data_dir and absolute(data_dir)
-    if timm_name.startswith("wds/") and data_dir is None:
-        raise InputError(
-            "its shards must be in a folder", where=name, hint="Name the folder with --data-dir."
-        )
     with _opening(name, root):
         val, names = _split(_create(timm_name, root, "validation", download))
         train = _split(_create(timm_name, root, "train", download))[0] if need_train else val.subset([])

@@ -27,7 +27,7 @@ class ForwardBackward(torch.autograd.Function):
         B: Callable[[Tensor], Tensor],
     ) -> Tensor:
         ctx.save_for_backward(latent, normaliser, scale)
-        ctx.pair = F, B
+        ctx.pair = F if ctx.needs_input_grad[2] else None, B  # F may hold on to a tensor
         return scale * F(latent / normaliser)
 
     @staticmethod
