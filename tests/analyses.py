@@ -1,33 +1,28 @@
-"""Does `bnnpp analyze` name the right layers? What it names against as many bytes drawn at random, by hand.
+"""Does `bnnpp analyze` name the right layers? Kept float, do they gain more than as many bytes at random?
 
-    uv run python tests/analyses.py RUN [--by block] [--budgets 0.1,0.25] [--images N] [--steps N]
-                                    [--data-dir DIR] [--json FILE]
+    uv run python tests/analyses.py ANALYSIS --budget 25KiB --output DIR -- resnet20 --epochs 5 FLAG ...
 
-RUN is a run folder, or a packed file. The layers that a budget buys, and three random draws, are set free and
-fine-tuned on training images alike; what is printed are scores on validation images, which nothing was
-chosen on. A budget is a share of what the file would grow by if every layer were float.
+ANALYSIS is the analysis.json of a file or model; the budget is what a file may grow by. What follows `--` are
+words of `bnnpp binarize`. A run each is trained from the start with nothing kept float, with what is named,
+and with three random draws; finished ones are kept. DIR/analyses.json has what the packed files scored on the
+validation images, and `docs/generate.py --analyses` keeps it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from binarize_cli.analysis.choice import Choice, Gain, Score, within_budget
-from binarize_cli.analysis.sensitivity import Trained, score, set_free
-from binarize_cli.analysis.session import Asked, Session, open_file
-from binarize_cli.data.datasets import open_dataset
-from binarize_cli.data.decode import decode
-from binarize_cli.data.loaders import ScoreBatches
-from binarize_cli.models.load import Preprocessing
-from binarize_cli.packed.format import read
+from binarize_cli.analysis.choice import Gain, within_budget
+from binarize_cli.analysis.session import gain_from
+from binarize_cli.cli.analyze import bytes_of
 
 DRAWS = 3
 
@@ -42,68 +37,49 @@ def drawn(gains: Sequence[Gain], spare: int, seed: int) -> list[Gain]:
     return taken
 
 
-def held_against(session: Session, budgets: Sequence[float], val: Sequence[Any]) -> dict[str, Any]:
-    """The scores of the binary network, of what is named, and of the draws."""
-    measured, device = session.measured, torch.device("cpu")
-    assert isinstance(measured, Trained)
-    gains = list(measured.gains(session.units, 0))
-    total = sum(gain.bytes for gain in gains)
-
-    def scored(units: Sequence[Gain]) -> dict[str, Any]:
-        names = [name for unit in units for name in unit.layers]
-        with set_free(measured.net, names, measured.fit):
-            found = score(measured.net, val, device)
-        own = {"units": [unit.name for unit in units], "bytes": sum(unit.bytes for unit in units)}
-        print(f"  {own['bytes'] / 1024:7.1f} KiB  {found}  {', '.join(own['units'])}", flush=True)
-        return asdict(found) | own
-
-    binary = score(measured.net, val, device)
-    print(f"binary: {binary}", flush=True)
-    rows = []
-    for budget in budgets:
-        spare = int(budget * total)
-        choice: Choice = within_budget(gains, spare, lambda _: Score(0, 0))
-        rows.append(
-            {
-                "budget": spare,
-                "named": scored(choice.units),
-                "random": [scored(drawn(gains, choice.bytes, 100 + draw)) for draw in range(DRAWS)],
-            }
-        )
-    return {"binary": asdict(binary), "budgets": rows, "gains": [gain.to_json() for gain in gains]}
+def trained(kept: str, units: Sequence[Gain], words: Sequence[str], out: Path) -> dict[str, Any]:
+    """Train with those units float, unless it has been done, and return what the packed file scored."""
+    layers = [name for unit in units for name in unit.layers]
+    keep = json.dumps(["first", "head", *layers])
+    if not (out / "report.json").exists():
+        flags = ["--set", f"layers.keep_float={keep}", "--output", str(out), "--overwrite"]
+        subprocess.run([sys.executable, "-m", "binarize_cli", "binarize", *words, *flags], check=True)
+    report = json.loads((out / "report.json").read_text())
+    packed = report["accuracy"]["packed"]
+    row = {"kept": kept, "layers": layers, "bytes": sum(unit.bytes for unit in units)}
+    row |= {"top1": packed["top1"], "loss": packed["loss"]}
+    print(row, flush=True)
+    return row
 
 
 def main() -> None:
-    """Print the scores, and append them to a file of analyses."""
+    """Train, print the scores, and write them down."""
+    own, _, words = " ".join(sys.argv[1:]).partition(" -- ")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--by", default="layer", choices=("layer", "block"))
-    parser.add_argument("--budgets", default="0.1,0.25")
-    parser.add_argument("--images", type=int, default=512, help="training images to measure on")
-    parser.add_argument("--val-images", type=int, default=1000)
-    parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--json", type=Path)
-    flags = parser.parse_args()
-    packed = read(flags.run if flags.run.is_file() else flags.run / "model.safetensors")
-    dataset = open_dataset(None, flags.data_dir or Path(packed.document.data.data_dir or ""))
-    asked = Asked(flags.images, flags.steps, flags.batch_size, by_block=flags.by == "block")
-    assert packed.document.preprocessing is not None
-    preprocessing = Preprocessing.from_json(packed.document.preprocessing.model_dump())
-    order = np.random.default_rng(1).permutation(len(dataset.val))[: flags.val_images].tolist()
-    images = decode(dataset.val.subset(order), skip_unreadable=True, limit_gb=4.0)
-    found = held_against(
-        open_file(packed, dataset, asked),
-        [float(part) for part in flags.budgets.split(",")],
-        list(ScoreBatches(images, preprocessing, flags.batch_size)),
-    )
-    how = f"{flags.steps} steps of {flags.batch_size} images, {flags.images} images to measure on, "
-    how += f"scored on {len(order)} others; by {flags.by}."
-    entry = {"network": f"{packed.document.model.name}, {packed.document.task}", "how": how, **found}
-    if flags.json:
-        before = json.loads(flags.json.read_text())["analyses"] if flags.json.exists() else []
-        flags.json.write_text(json.dumps({"analyses": [*before, entry]}, indent=1) + "\n")
+    parser.add_argument("analysis", type=Path)
+    parser.add_argument("--budget", required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    flags = parser.parse_args(own.split())
+    analysis = json.loads(flags.analysis.read_text())
+    gains = [gain_from(row) for row in analysis["gains"]]
+    spare = bytes_of(flags.budget)
+    named = within_budget(gains, spare)
+    sets = {"nothing": [], "what `analyze` named": named.units}
+    sets |= {f"drawn at random, {draw + 1}": drawn(gains, named.bytes, draw) for draw in range(DRAWS)}
+    rows = [
+        trained(kept, units, words.split(), flags.output / str(number))
+        for number, (kept, units) in enumerate(sets.items())
+    ]
+    report = json.loads((flags.output / "1" / "report.json").read_text())
+    facts = {key: report[key] for key in ("model", "task", "method", "seed")}
+    facts |= {
+        "kind": analysis["identity"]["kind"],
+        "budget": spare,
+        "epochs": report["recipe"]["train"]["epochs"],
+    }
+    facts |= {"train_images": report["data"]["train_images"], "val_images": report["data"]["val_images"]}
+    document = {"analyses": [facts | {"rows": rows}]}
+    (flags.output / "analyses.json").write_text(json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":

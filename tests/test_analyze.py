@@ -4,107 +4,82 @@ from __future__ import annotations
 
 import json
 from itertools import combinations
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 from binarize_cli.analysis.choice import Gain, Score, patterns, ranked, until_points, within_budget
-from binarize_cli.analysis.sensitivity import Trained, _float_bias, set_free, units_of
-from binarize_cli.binarize.activations import SignInput
-from binarize_cli.binarize.convert import binary_layers
-from binarize_cli.binarize.layers import BinaryConv2d, BinaryLinear
-from binarize_cli.binarize.weights import SignWeight
-from binarize_cli.cli.analyze import _bytes
+from binarize_cli.analysis.sensitivity import Trained, units_of, with_wrong_signs
+from binarize_cli.analysis.session import Asked, images
+from binarize_cli.cli.analyze import bytes_of
+from binarize_cli.data.datasets import open_dataset
+from binarize_cli.data.loaders import ScoreBatches, hold_out
 from binarize_cli.errors import InputError
+from binarize_cli.models.load import Preprocessing
+from binarize_cli.packed.bits import unpack
+from binarize_cli.packed.check import BITS
+from binarize_cli.packed.format import read
+from binarize_cli.packed.runtime import rebuild
 from binarize_cli.recipe import Recipe
 
-
-class Exact(nn.Module):
-    """Exact sums of signs, as `bwa` has them."""
-
-    def linear(self, values, weights):
-        return values @ weights.T
-
-    def conv(self, images, weights, window):
-        return nn.functional.conv2d(images, weights, None, window.stride, 0, window.dilation, window.groups)
+GOLDEN = Path(__file__).parent / "golden"
 
 
-def a_hard_network(task: str = "bw") -> nn.Module:
-    """Return a linear layer of signs, ReLU, and a float layer; in bwa with thresholds far from 0."""
-    torch.manual_seed(0)
-    source = SignWeight(torch.randint(0, 2, (6, 4)) * 2 - 1, torch.full((6,), 0.5))
-    inputs = {}
-    if task == "bwa":
-        inputs = {"input": SignInput((-1,), torch.full((4,), 3.0), torch.ones(())), "accumulator": Exact()}
-    return nn.Sequential(BinaryLinear(nn.Linear(4, 6), source, **inputs), nn.ReLU(), nn.Linear(6, 3)).eval()
-
-
-def batches(count: int = 6) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    draw = torch.Generator().manual_seed(1)
-    targets = torch.randint(0, 3, (count, 16), generator=draw)
-    return [(nn.functional.one_hot(t, 4).float() + 3.0, t) for t in targets]
+def test_a_file_is_measured_on_the_images_that_its_run_set_aside():
+    split = open_dataset("digits", None).train
+    _, aside = hold_out(split, 0.05, seed=3)
+    rule = Preprocessing((1, 8, 8), "bicubic", (0.5,), (0.5,), 1.0, "center")
+    judge = images(split, rule, Asked(images=len(aside)), torch.device("cpu"), seed=3)
+    unseen = next(iter(ScoreBatches(aside, rule, len(aside))))[0]
+    measured = torch.cat([each for each, _ in judge])
+    assert sorted(measured.flatten(1).tolist()) == sorted(unseen.flatten(1).tolist())
 
 
 @pytest.mark.parametrize("task", ["bw", "bwa"])
-def test_a_layer_that_is_set_free_learns_and_then_all_is_as_before(task):
-    net = a_hard_network(task)
-    images, targets = batches(1)[0]
-    before = net(images)
-    state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    with set_free(net, ["0"], []):
-        start = nn.functional.cross_entropy(net(images), targets)
-        assert task == "bwa" or torch.allclose(net(images), before), "the same weights, no longer signs"
-    with set_free(net, ["0"], batches(40)):
-        assert nn.functional.cross_entropy(net(images), targets) < start
-    assert torch.equal(net(images), before)
-    assert all(torch.equal(state[name], tensor) for name, tensor in net.state_dict().items())
-    assert all(parameter.requires_grad for parameter in net.parameters())
+def test_wrong_signs_are_a_twentieth_of_the_named_layers_and_nothing_else(task):
+    file = read(GOLDEN / f"format2-digits_resnet-{task}.safetensors")
+    name = "layer2.0.conv2"
+    found = with_wrong_signs(file, [name], seed=1)
+    row = next(row for row in file.document.layers if row.name == name)
+    before, after = (unpack(each.tensors[name + BITS], row.shape) for each in (file, found))
+    assert 0.04 < (before != after).mean() < 0.06
+    same = [key for key in file.tensors if np.array_equal(file.tensors[key], found.tensors[key])]
+    assert set(file.tensors) - set(same) == {name + BITS}
+    others = with_wrong_signs(file, [name], seed=2)
+    assert not np.array_equal(others.tensors[name + BITS], found.tensors[name + BITS])
+    x = torch.zeros(2, *file.document.preprocessing.input_size)
+    assert not torch.equal(rebuild(found)(x), rebuild(file)(x)), "the network computes with them"
 
 
-class Half(nn.Module):
-    """Two layers of signs, of which the second does nothing to the output."""
-
-    def __init__(self):
-        super().__init__()
-        self.used, self.unused = a_hard_network(), a_hard_network()
-
-    def forward(self, x):
-        return self.used(x) + 0 * self.unused(x)
-
-
-def test_a_layer_gains_what_its_signs_cost_beside_all_others_that_are_free():
-    net = Half().eval()
-    before = net(batches(1)[0][0])
-    trained = Trained(net, batches(40), batches(4), torch.device("cpu"))
-    units = units_of(net, [name for name, _ in binary_layers(net)], by_block=False)
-    used, unused = trained.gains(units, 0)
-    assert used.name == "used.0" and used.loss > 0.01 and unused.loss == unused.points == 0
-    assert [gain.name for gain in trained.gains(units, 1)] == ["unused.0"], "the rest of an interrupted one"
-    assert torch.equal(net(batches(1)[0][0]), before)
-
-
-def test_a_free_layer_gets_its_inputs_whole_so_thresholds_leave_its_bias():
-    layer = a_hard_network("bwa")[0]
-    signs, scale = layer.source.signs_and_scale()
-    weight = signs * scale[:, None]
-    assert torch.allclose(_float_bias(layer), layer.bias - weight @ layer.input.threshold)
-    conv = nn.Conv2d(4, 6, 3, groups=2)
-    source = SignWeight(torch.sign(conv.weight.detach()), torch.full((6,), 0.5))
-    t = torch.tensor([1.0, 2.0, 3.0, 4.0])
-    binary = BinaryConv2d(conv, source, SignInput((1,), t, torch.ones(())), Exact())
-    image = t.view(1, 4, 1, 1).expand(1, 4, 3, 3)
-    of_t = nn.functional.conv2d(image, source(), None, groups=2).flatten()
-    assert torch.allclose(_float_bias(binary), conv.bias - of_t, atol=1e-6)
+def test_a_layer_costs_what_its_wrong_signs_do():
+    file = read(GOLDEN / "format2-digits_resnet-bw.safetensors")
+    split = open_dataset("digits", None).train
+    rule = Preprocessing.from_json(file.document.preprocessing.model_dump())
+    judge = images(split, rule, Asked(images=100), torch.device("cpu"), seed=0)
+    trained = Trained(file, judge, torch.device("cpu"))
+    units = units_of(rebuild(file), [row.name for row in file.document.layers if row.binary], by_block=True)
+    gains = list(trained.gains(units, 0))
+    unit = units[0]
+    losses = []
+    for seed in range(2):
+        net = rebuild(with_wrong_signs(file, unit.layers, seed))
+        with torch.inference_mode():
+            wrong = sum(float(F.cross_entropy(net(x), y, reduction="sum")) for x, y in judge)
+        losses.append(wrong / sum(len(y) for _, y in judge))
+    assert gains[0].loss == pytest.approx(sum(losses) / 2 - trained.base().loss, abs=1e-4)
+    assert list(trained.gains(units, 2)) == gains[2:], "the rest of an interrupted one"
 
 
 def test_units_are_layers_or_blocks_and_grow_by_what_float16_takes_more():
-    net = a_hard_network()
-    names = [name for name, _ in binary_layers(net)]
-    (unit,) = units_of(net, names, by_block=False)
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU())
+    (unit,) = units_of(net, ["0"], by_block=False)
     assert unit.bytes == 2 * 24 - (6 * 1 + 2 * 6)
 
 
@@ -118,9 +93,8 @@ GAINS = [
 
 def test_the_choice_takes_what_gains_most_a_byte_and_fits():
     assert [gain.name for gain in ranked(GAINS)] == ["b", "a", "d", "c"]
-    seen = []
-    choice = within_budget(GAINS, 1150, lambda names: seen.append(list(names)) or Score(90, 1))
-    assert choice.layers == ["b.0", "a.0", "a.1"] == seen[0] and choice.bytes == 1100
+    choice = within_budget(GAINS, 1150)
+    assert choice.layers == ["b.0", "a.0", "a.1"] and choice.bytes == 1100
     few = until_points(GAINS, 1.0, Score(80, 1), lambda names: Score(80 + 0.5 * len(names), 1))
     assert few.layers == ["b.0", "a.0", "a.1"]
     with pytest.raises(InputError, match=r"gains 9 points; the most is 2\.00"):
@@ -130,7 +104,7 @@ def test_the_choice_takes_what_gains_most_a_byte_and_fits():
 @given(st.lists(st.tuples(st.integers(1, 60), st.integers(-5, 40)), max_size=8), st.integers(-3, 200))
 def test_a_budget_buys_what_no_other_choice_exceeds(units, spare):
     gains = [Gain(str(i), [str(i)], size, 0.0, float(gain)) for i, (size, gain) in enumerate(units)]
-    choice = within_budget(gains, spare, lambda names: Score(0, 0))
+    choice = within_budget(gains, spare)
     worth = [
         sum(gain.loss for gain in some)
         for count in range(len(gains) + 1)
@@ -149,12 +123,12 @@ def test_patterns_name_exactly_the_layers():
 
 @pytest.mark.parametrize(("text", "count"), [("1.5KiB", 1536), ("2 MiB", 2**21), ("1000", 1000)])
 def test_a_budget_is_a_size(text, count):
-    assert _bytes(text) == count
+    assert bytes_of(text) == count
 
 
 def test_a_file_is_analysed_interrupted_continued_and_ends_in_lines_for_a_recipe(bnnpp, empty):
     bnnpp("binarize", "digits_resnet", "--method", "ptq", "--dataset", "digits", "-o", "run")
-    words = ("analyze", "run/model.safetensors", "--images", 60, "--steps", 6, "--by", "block")
+    words = ("analyze", "run/model.safetensors", "--images", 60, "--by", "block")
     first = bnnpp(*words, "--json")
     document = json.loads(first.out)
     assert len(document["gains"]) == document["units"] > 3 and document["choice"] is None
@@ -191,7 +165,8 @@ def test_what_cannot_be_analysed_is_refused(bnnpp, empty, finished):
         ((file, "--budget", "x"), "'x' is no size"),
         ((file, "--budget", "1KiB", "--points", 1), "exclude each other"),
         ((file, "--task", "bwa"), "--task goes with a model"),
-        ((file, "--budget", "1KiB", "--images", 4, "--steps", 0, "--by", "block"), "Ask for a larger file"),
+        ((file, "--points", 1), "--points goes with a model"),
+        ((file, "--budget", "1KiB", "--images", 4, "--by", "block"), "Ask for a larger file"),
     ):
         outcome = bnnpp("analyze", *words, "-o", "out")
         assert outcome.code == 2 and said in outcome.err, outcome.err

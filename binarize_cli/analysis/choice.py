@@ -54,10 +54,10 @@ class Gain:
 
 @dataclass(frozen=True)
 class Choice:
-    """Layers to keep float, and what the network scores with all of them float together."""
+    """Layers to keep float, and what the network scores with all of them float together, if that is known."""
 
     units: list[Gain]
-    score: Score
+    score: Score | None = None
 
     @property
     def layers(self) -> list[str]:
@@ -68,7 +68,7 @@ class Choice:
         return sum(unit.bytes for unit in self.units)
 
 
-def within_budget(gains: Sequence[Gain], spare: int, together: Callable[[Sequence[str]], Score]) -> Choice:
+def within_budget(gains: Sequence[Gain], spare: int) -> Choice:
     """Return the units that gain most, their own gains added up, of those that fit in `spare` bytes together.
 
     A knapsack, filled by dynamic programming in thousandths of the budget; what gains most a byte goes first.
@@ -82,8 +82,7 @@ def within_budget(gains: Sequence[Gain], spare: int, together: Callable[[Sequenc
             value, units = fullest[used - size]
             if value + gain.loss > fullest[used][0]:
                 fullest[used] = value + gain.loss, [*units, gain]
-    chosen = fullest[-1][1]
-    return Choice(chosen, together([name for unit in chosen for name in unit.layers]))
+    return Choice(fullest[-1][1])
 
 
 def until_points(
@@ -96,10 +95,10 @@ def until_points(
     useful = [gain for gain in ranked(gains) if gain.loss > 0]
     best = base.top1
     for count in range(1, len(useful) + 1):
-        chosen = Choice(useful[:count], together([n for unit in useful[:count] for n in unit.layers]))
-        best = max(best, chosen.score.top1)
-        if chosen.score.top1 - base.top1 >= wanted:
-            return chosen
+        found = together([name for unit in useful[:count] for name in unit.layers])
+        best = max(best, found.top1)
+        if found.top1 - base.top1 >= wanted:
+            return Choice(useful[:count], found)
     what = f"no choice of layers gains {wanted:g} points; the most is {best - base.top1:.2f}"
     raise InputError(what, where="--points", hint="Ask for fewer, or look at more --images.")
 

@@ -1,14 +1,12 @@
 """Sensitivity: what each binary layer costs in accuracy.
 
-Of a trained file: all layers are set free from their signs and fine-tuned together for a few steps, all else
-as it is in the file. Then one layer (or block) at a time gets its signs back, and what is lost is what they
-cost. To set free and fine-tune one at a time would not tell layers apart: a network that was trained briefly
-gains by any fine-tuning, whichever layer it is. The old latents would not do either: the rest of the network
-was trained beside signs, and scores less beside them. With binary inputs, whose network does not bear floats
-everywhere, one layer at a time is set free. Of a float model, as a forecast: one layer at a time becomes
-binary, untrained.
+Of a trained file: how much it loses if a twentieth of the signs of one layer (or block) are wrong. Signs are
+float weights with an error of about the same size in every layer; what an error in this layer costs is what
+float weights would spare, to the first order. (To set layers free and fine-tune them for a few steps tells
+less: that changes the whole network for better or worse, whichever layer it is.)
+Of a float model, as a forecast: one layer at a time becomes binary, untrained.
 
-The images are training images, some to fine-tune on and others to measure: layers are chosen by the result,
+The images are training images, if possible such as the run had set aside: layers are chosen by the result,
 and what is reported later (the validation images) is not chosen on.
 """
 
@@ -16,46 +14,30 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from binarize_cli.analysis.choice import FLOAT_BYTES, Gain, Score, Unit
-from binarize_cli.binarize.activations import InputQuantizer
-from binarize_cli.binarize.convert import binary_layers
-from binarize_cli.binarize.layers import BinaryConv2d, BinaryLinear, is_candidate
+from binarize_cli.binarize.layers import is_candidate
 from binarize_cli.binarize.prepare import make_binary
 from binarize_cli.binarize.select import Layer
-from binarize_cli.binarize.weights import WeightSource
+from binarize_cli.device import place
 from binarize_cli.evaluation import measure
+from binarize_cli.packed.bits import pack
+from binarize_cli.packed.check import BITS
+from binarize_cli.packed.format import PackedFile
+from binarize_cli.packed.runtime import rebuild
 from binarize_cli.recipe import Recipe
 from binarize_cli.training.teacher import block_names
 
 Batch = tuple[Tensor, Tensor]
-Binary = BinaryLinear | BinaryConv2d
-RATE = 0.002  # of a layer's mean |w|: Adam's step. Of 0.001, 0.003, 0.008 and 0.02 on ResNet-20, the two
-# larger ones made half of the layers worse on images that they were not tuned on.
-
-
-class FreeWeight(nn.Module):
-    """Weights [out, ...] of a layer that was set free from its signs: a source that any step may move."""
-
-    def __init__(self, weight: Tensor):
-        super().__init__()
-        self.weight = nn.Parameter(weight.detach().clone())
-
-    def forward(self) -> Tensor:
-        return self.weight
-
-    def signs_and_scale(self) -> tuple[Tensor, Tensor]:
-        """Never asked for: a free layer has float inputs. Raises RuntimeError."""
-        raise RuntimeError("a layer that was set free has no signs")
+WRONG = 0.05  # of a layer's signs
+DRAWS = 2  # of which signs
 
 
 def units_of(net: nn.Module, names: Sequence[str], by_block: bool) -> list[Unit]:
@@ -78,139 +60,44 @@ def _growth(net: nn.Module, name: str) -> int:
 # --- a trained file ---
 
 
-State = tuple[WeightSource, InputQuantizer | None, nn.Parameter | None]
-
-
-def _state(layer: Binary) -> State:
-    """Return what differs between a layer of signs and a free one: its weights, inputs and bias."""
-    return layer.source, layer.input, cast(nn.Parameter | None, layer.bias)
-
-
-def _restore(layer: Binary, state: State) -> None:
-    layer.source, layer.input, layer.bias = state
-
-
-@contextmanager
-def set_free(net: nn.Module, names: Sequence[str], batches: Sequence[Batch]) -> Iterator[dict[str, State]]:
-    """Make the named layers float inside the block, fine-tuned by a step a batch; then all is as before.
-
-    What they were is handed out by their names.
-    """
-    layers = dict(binary_layers(net))
-    before = {name: _state(layers[name]) for name in names}
-    for name in names:
-        layer = layers[name]
-        layer.bias = _float_bias(layer)
-        layer.source, layer.input = FreeWeight(_weights(layer.source)), None
-    try:
-        _fine_tune(net, [layers[name] for name in names], batches)
-        yield before
-    finally:
-        for name in names:
-            _restore(layers[name], before[name])
-
-
-@contextmanager
-def signs_again(net: nn.Module, names: Sequence[str], signs: Mapping[str, State]) -> Iterator[None]:
-    """Give the named layers, which are free, their signs back inside the block."""
-    layers = dict(binary_layers(net))
-    free = {name: _state(layers[name]) for name in names}
-    try:
-        for name in names:
-            _restore(layers[name], signs[name])
-        yield
-    finally:
-        for name in names:
-            _restore(layers[name], free[name])
-
-
-def _weights(source: WeightSource) -> Tensor:
-    signs, scale = source.signs_and_scale()
-    return signs * scale.view(-1, *[1] * (signs.dim() - 1))
-
-
-def _float_bias(layer: Binary) -> nn.Parameter | None:
-    """Return the bias without what thresholds took off: a float layer gets its inputs whole."""
-    threshold = None if layer.input is None else layer.input.threshold
-    if layer.bias is None or threshold is None:
-        return cast(nn.Parameter | None, layer.bias)
-    shift = SimpleNamespace(pending_shift=-threshold)
-    stand_in = SimpleNamespace(bias=layer.bias, groups=getattr(layer, "groups", 1), input=shift)
-    shifted = type(layer).shifted_bias(cast(Any, stand_in), *layer.source.signs_and_scale())
-    return nn.Parameter(cast(Tensor, shifted).detach())
-
-
-def _fine_tune(net: nn.Module, layers: Sequence[Binary], batches: Sequence[Batch]) -> None:
-    """Move the weights of those layers alone, down the cross-entropy, at a rate that falls to zero."""
-    moved = [cast(FreeWeight, layer.source).weight for layer in layers]
-    if not (moved and batches):
-        return
-    needed = [parameter.requires_grad for parameter in net.parameters()]
-    for parameter in net.parameters():
-        parameter.requires_grad_(False)
-    for weight in moved:
-        weight.requires_grad_(True)
-    groups = [{"params": [w], "lr": RATE * float(w.detach().abs().mean())} for w in moved]
-    optimizer = torch.optim.Adam(groups)
-    falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, max(1, len(batches)))
-    net.eval()
-    with torch.enable_grad():
-        for images, targets in batches:
-            loss = F.cross_entropy(net(images).float(), targets)
-            if not loss.requires_grad:  # signs behind it, and no shortcut around them
-                break
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            falling.step()
-    for weight in moved:
-        weight.requires_grad_(False)
-    for parameter, before in zip(net.parameters(), needed, strict=False):
-        parameter.requires_grad_(before)
-
-
 @dataclass(frozen=True)
 class Trained:
     """The analysis of a trained, packed network."""
 
-    net: nn.Module  # hard, in eval mode
-    fit: Sequence[Batch]
-    """Batches to fine-tune on, one step each, on the network's device."""
+    file: PackedFile
     judge: Sequence[Batch]
+    """Batches to score, on the device."""
     device: torch.device
 
     def base(self) -> Score:
         """Return what the network scores as it is."""
-        return score(self.net, self.judge, self.device)
-
-    def with_float(self, names: Sequence[str]) -> Score:
-        """Return what it scores with the named layers set free."""
-        with set_free(self.net, names, self.fit):
-            return score(self.net, self.judge, self.device)
+        return self._score(self.file)
 
     def gains(self, units: Sequence[Unit], first: int) -> Iterator[Gain]:
-        """Yield what each unit from number `first` on gains by being float."""
-        if any(layer.input is not None for _, layer in binary_layers(self.net)):
-            return self._gains_alone(units[first:])
-        return self._gains_beside_others(units, first)
-
-    def _gains_alone(self, units: Sequence[Unit]) -> Iterator[Gain]:
-        if not units:
-            return
-        base = self.base()
-        for unit in units:
-            yield _gain(unit, self.with_float(unit.layers), base)
-
-    def _gains_beside_others(self, units: Sequence[Unit], first: int) -> Iterator[Gain]:
+        """Yield what a twentieth of wrong signs costs in each unit from number `first` on."""
         if first == len(units):
             return
-        names = [name for unit in units for name in unit.layers]
-        with set_free(self.net, names, self.fit) as signs:
-            free = score(self.net, self.judge, self.device)
-            for unit in units[first:]:
-                with signs_again(self.net, unit.layers, signs):
-                    found = score(self.net, self.judge, self.device)
-                yield _gain(unit, free, found)
+        base = self.base()
+        for unit in units[first:]:
+            scores = [self._score(with_wrong_signs(self.file, unit.layers, draw)) for draw in range(DRAWS)]
+            top1, loss = (
+                float(np.mean(each)) for each in zip(*((s.top1, s.loss) for s in scores), strict=True)
+            )
+            yield _gain(unit, base, Score(top1, loss))
+
+    def _score(self, file: PackedFile) -> Score:
+        return score(place(rebuild(file), self.device), self.judge, self.device)
+
+
+def with_wrong_signs(file: PackedFile, names: Sequence[str], seed: int) -> PackedFile:
+    """Return the file, in memory, with a twentieth of the signs of those layers turned round."""
+    shapes = {row.name: tuple(row.shape or ()) for row in file.document.layers}
+    draw = np.random.default_rng(seed)
+    tensors = dict(file.tensors)
+    for name in names:
+        turned = np.where(draw.random(shapes[name]) < WRONG, 1, -1)
+        tensors[name + BITS] = tensors[name + BITS] ^ pack(turned)
+    return replace(file, tensors=tensors)
 
 
 # --- a float model ---

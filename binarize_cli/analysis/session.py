@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from binarize_cli.binarize.convert import binary_layers
 from binarize_cli.binarize.prepare import rewrite_and_choose
 from binarize_cli.data.decode import decode
 from binarize_cli.data.images import ImageDataset, Split
-from binarize_cli.data.loaders import ScoreBatches
+from binarize_cli.data.loaders import ScoreBatches, shuffled
 from binarize_cli.device import find_device, place
 from binarize_cli.errors import InputError
 from binarize_cli.files import write_text
@@ -38,8 +38,6 @@ class Asked:
 
     images: int = 512
     """To measure on."""
-    steps: int = 16
-    """Of fine-tuning what was set free."""
     batch_size: int = 64
     by_block: bool = False
     budget: int | None = None
@@ -72,18 +70,18 @@ def open_file(packed: PackedFile, dataset: ImageDataset, asked: Asked) -> Sessio
         what = f"its {len(dataset.classes)} classes are not the file's {len(document.model.classes)}"
         raise InputError(what, where=dataset.name, hint="Give the dataset that the file was made for.")
     device = find_device(asked.device)
-    net = place(rebuild(packed), device)
+    net = rebuild(packed)
     names = [name for name, _ in binary_layers(net)]
     if not names:
         raise InputError("holds no binary layer", where=str(packed.path))
     if document.preprocessing is None:
         raise InputError("does not say how its images are prepared", where=str(packed.path))
     preprocessing = Preprocessing.from_json(document.preprocessing.model_dump())
-    fit, judge = images(dataset.train, preprocessing, asked, device)
+    judge = images(dataset.train, preprocessing, asked, device, document.full_recipe["train"]["seed"])
     identity = {"kind": "file", "sha256": document.sha256, **_facts(dataset, asked)}
     keep = list(document.full_recipe["layers"]["keep_float"])
     units = units_of(net, names, asked.by_block)
-    return Session(Trained(net, fit, judge, device), units, packed.total_bytes, keep, identity, asked)
+    return Session(Trained(packed, judge, device), units, packed.total_bytes, keep, identity, asked)
 
 
 def open_model(
@@ -97,7 +95,7 @@ def open_model(
         raise InputError(what, where=name.name, hint="Give the weights of a model trained for them.")
     example = torch.zeros(2, *model.preprocessing.input_size)
     net, table = rewrite_and_choose(model.net, example, recipe, head_names(model.net))
-    _, judge = images(dataset.train, model.preprocessing, asked, device)
+    judge = images(dataset.train, model.preprocessing, asked, device, asked.seed)
     names = candidates(net, table)
     units = units_of(net, names, asked.by_block)
     growth = sum(unit.bytes for unit in units)
@@ -115,26 +113,19 @@ def _facts(dataset: ImageDataset, asked: Asked) -> dict[str, Any]:
 
 
 def images(
-    split: Split, preprocessing: Preprocessing, asked: Asked, device: torch.device
-) -> tuple[list[Batch], list[Batch]]:
-    """Return batches of training images to fine-tune on and others to measure on. Raises InputError for few.
+    split: Split, preprocessing: Preprocessing, asked: Asked, device: torch.device, seed: int
+) -> list[Batch]:
+    """Return batches of training images to measure on, a third of them at most.
 
-    A third of a small set is to measure on.
+    They come first in the order in which a run with that `seed` sets images aside: as far as it did, the
+    network has not seen them. Raises InputError if there are fewer than three.
     """
     if len(split) < 3:
-        raise InputError("needs training images to fine-tune and to measure on", hint="Name a dataset.")
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(asked.seed)).tolist()
-    count = min(asked.images, max(1, len(split) // 3))
-    judge, rest = order[:count], order[count:]
-    wanted = asked.steps * asked.batch_size
-    fit = (rest * (1 + wanted // len(rest)))[:wanted]
-
-    def batches(indices: Sequence[int]) -> list[Batch]:
-        part = decode(split.subset(indices), skip_unreadable=True, limit_gb=4.0)
-        loaded = ScoreBatches(part, preprocessing, asked.batch_size, device=device)
-        return [(inputs.to(device), targets.to(device)) for inputs, targets in loaded]
-
-    return batches(fit) if asked.steps else [], batches(judge)
+        raise InputError("needs training images to measure on", hint="Name a dataset.")
+    chosen = shuffled(len(split), seed)[: min(asked.images, len(split) // 3)]
+    part = decode(split.subset(chosen), skip_unreadable=True, limit_gb=4.0)
+    loaded = ScoreBatches(part, preprocessing, asked.batch_size, device=device)
+    return [(inputs.to(device), targets.to(device)) for inputs, targets in loaded]
 
 
 def analyse(
@@ -151,7 +142,7 @@ def analyse(
     better = None
     if isinstance(measured, Forecast):
         better = Score(**known["float"]) if known else measured.float_score()
-    gains = [_gain_from(row) for row in known["gains"]] if known else []
+    gains = [gain_from(row) for row in known["gains"]] if known else []
     document = {
         "schema": SCHEMA,
         "identity": session.identity,
@@ -176,7 +167,7 @@ def analyse(
             "points": asked.points,
             "layers": choice.layers,
             "bytes": session.bytes + choice.bytes,
-            "score": asdict(choice.score),
+            "score": asdict(choice.score) if choice.score else None,
             "snippet": snippet(choice, session.keep_float, every),
         }
     write_text(file, as_json(document))
@@ -184,14 +175,21 @@ def analyse(
 
 
 def _choose(gains: Sequence[Gain], binary: Score, session: Session) -> Choice | None:
-    asked, together = session.asked, session.measured.with_float
+    """Return what is asked to stay float; of a float model with what it scores then, untrained."""
+    asked, measured = session.asked, session.measured
     if asked.budget is not None:
         if asked.budget < session.bytes:
             what = f"the file has {session.bytes:,} bytes with every such layer binary"
             raise InputError(what, where="--budget", hint="Ask for a larger file.")
-        return within_budget(gains, asked.budget - session.bytes, together)
+        choice = within_budget(gains, asked.budget - session.bytes)
+        return (
+            replace(choice, score=measured.with_float(choice.layers))
+            if isinstance(measured, Forecast)
+            else choice
+        )
     if asked.points is not None:
-        return until_points(gains, asked.points, binary, together)
+        assert isinstance(measured, Forecast), "the command refuses it for files"
+        return until_points(gains, asked.points, binary, measured.with_float)
     return None
 
 
@@ -205,5 +203,5 @@ def _known(file: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
         return None
 
 
-def _gain_from(row: dict[str, Any]) -> Gain:
+def gain_from(row: dict[str, Any]) -> Gain:
     return Gain(**{key: row[key] for key in ("name", "layers", "bytes", "points", "loss")})

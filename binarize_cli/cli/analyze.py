@@ -29,9 +29,6 @@ def analyze(
         float | None, typer.Option("--points", help="Choose layers until top-1 gains this much.", min=0)
     ] = None,
     images: Annotated[int, typer.Option("--images", help="Training images to measure on.", min=1)] = 512,
-    steps: Annotated[
-        int, typer.Option("--steps", help="Steps of fine-tuning what was set free.", min=0)
-    ] = 16,
     batch_size: o.BatchSize = 64,
     data_dir: o.DataDir = None,
     dataset: o.Dataset = None,
@@ -48,10 +45,10 @@ def analyze(
 ) -> None:
     """What each binary layer costs in accuracy, a KiB, and which layers are worth keeping float.
 
-    Of a file: all layers are set free from their signs and fine-tuned for a few steps, then each gets its
-    signs back in turn (with binary inputs: each is set free alone). Of a float model, as a forecast: each
-    layer alone becomes binary, untrained. On training images, so that reported ones are not chosen on. With
-    --budget or --points, ends in the lines of a recipe. Interrupted, it continues.
+    Of a file: what the network loses if a twentieth of a layer's signs are wrong. Of a float model, as a
+    forecast: what it loses if one layer alone becomes binary, untrained. On training images, so that reported
+    ones are not chosen on. With --budget, or with a model --points, ends in the lines of a recipe.
+    Interrupted, it continues.
 
     bnnpp analyze runs/resnet20-bnn++-bw/model.safetensors --budget 80KiB
 
@@ -61,9 +58,9 @@ def analyze(
         raise InputError(f"'{by}' is neither layer nor block", where="--by")
     if budget is not None and points is not None:
         raise InputError("--budget and --points exclude each other", hint="Leave one of them out.")
-    size = None if budget is None else _bytes(budget)
+    size = None if budget is None else bytes_of(budget)
     opened, folder = _target(
-        target, {"--weights": weights, "--task": task, "--recipe": recipe, "--set": set_}
+        target, {"--weights": weights, "--task": task, "--recipe": recipe, "--set": set_, "--points": points}
     )
     from binarize_cli.cli.binarize import recipe_from_flags
 
@@ -76,7 +73,6 @@ def analyze(
 
     asked = Asked(
         images=images,
-        steps=steps,
         batch_size=batch_size or Asked.batch_size,
         by_block=by == "block",
         budget=size,
@@ -125,7 +121,7 @@ def _target(target: str, flags: dict[str, Any]) -> tuple[Any, Path]:
     return read(path), path.parent
 
 
-def _bytes(text: str) -> int:
+def bytes_of(text: str) -> int:
     """Return the bytes of `1.3MiB`, `80 KiB`, `1000`."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     if found is None or found[2].lower() not in UNITS:
@@ -142,13 +138,14 @@ def _progress(done: int, of: int, last: Any) -> None:
 
 
 def _tell_choice(document: dict[str, Any]) -> None:
-    """Print what was chosen: what it scores on the same images, and the lines for a recipe."""
+    """Print what was chosen, what it scores if that is known, and the lines for a recipe."""
     from binarize_cli.report.tables import size
 
     choice, before = document["choice"], document["binary"]
-    gained = choice["score"]["top1"] - before["top1"]
-    say(
-        f"{len(choice['layers'])} layers float together: top-1 {before['top1']:.2f} -> "
-        f"{choice['score']['top1']:.2f} ({gained:+.2f}), {size(document['bytes'])} -> {size(choice['bytes'])}"
-    )
+    top1 = ""
+    if choice["score"]:
+        gained = choice["score"]["top1"] - before["top1"]
+        top1 = f"top-1 {before['top1']:.2f} -> {choice['score']['top1']:.2f} ({gained:+.2f}), "
+    sizes = f"{size(document['bytes'])} -> {size(choice['bytes'])}"
+    say(f"{len(choice['layers'])} layers float together: {top1}{sizes}")
     result(choice["snippet"].rstrip())

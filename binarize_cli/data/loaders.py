@@ -158,10 +158,15 @@ class ScoreBatches:
         self.cached = whole
 
 
+def shuffled(count: int, seed: int) -> list[int]:
+    """Return the numbers below `count` in the order in which a run with that seed sets images aside."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+
+
 def hold_out(split: Split, share: float, seed: int, cap: int = 1000) -> tuple[Split, Split]:
     """Return the images to train on, and a random `share`, `cap` at most, that training must not see."""
     count = min(cap, math.ceil(share * len(split)))
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed)).tolist()
+    order = shuffled(len(split), seed)
     return split.subset(sorted(order[count:])), split.subset(sorted(order[:count]))
 
 

@@ -19,29 +19,27 @@ def analyses() -> str:
     """Return what the layers that `bnnpp analyze` names gain, beside as many bytes drawn at random."""
     if not _kept():
         return "No analysis is stored yet."
-    heads = ("file", "budget", "kept float", "loss", "top-1")
+    heads = ("kept float beside the first layer and the head", "KiB more", "top-1", "loss")
     parts = []
     for each in _kept():
-        rows = [(each["network"], "", "nothing", *_scores(each["binary"]))]
-        for asked in each["budgets"]:
-            size = f"+{asked['budget'] / 1024:.0f} KiB"
-            rows.append(("", size, "what `analyze` named", *_scores(asked["named"])))
-            rows += [("", "", "drawn at random", *_scores(drawn)) for drawn in asked["random"]]
-        parts.append(table(heads, rows, right=2) + f"\n\n{each['how']}")
+        rows = [(row["kept"], f"{row['bytes'] / 1024:.1f}", *_top1_and_loss(row)) for row in each["rows"]]
+        what = f"`{each['network']}`, task `{each['task']}`, `{each['method']}`, {each['epochs']} epochs"
+        images = f"{each['train_images']:,} training and {each['val_images']:,} validation images"
+        of = "a trained file" if each["kind"] == "file" else "a forecast"
+        head = f"{what}, {images}; named by {of} for {each['budget'] / 1024:.0f} KiB more."
+        parts.append(f"{head}\n\n{table(heads, rows, right=3)}")
     return "\n\n".join(parts)
 
 
-def _scores(score: Mapping[str, float]) -> tuple[str, str]:
-    return f"{score['loss']:.4f}", f"{score['top1']:.2f}"
+def _top1_and_loss(score: Mapping[str, Any]) -> tuple[str, str]:
+    return f"{score['top1']:.2f}", f"{score['loss']:.4f}"
 
 
 def store_analyses(files: Sequence[Path]) -> None:
-    """Keep what `tests/analyses.py --json` wrote: each analysis replaces an older one of the same network."""
+    """Keep what `tests/analyses.py` wrote: each replaces an older one of its network, task and budget."""
     new = [each for file in files for each in json.loads(file.read_text(encoding="utf-8"))["analyses"]]
-    analyses = {each["network"]: each for each in [*_kept(), *new]}
-    for each in analyses.values():
-        each.pop("gains", None)
-    ANALYSES.write_text(as_json({"analyses": list(analyses.values())}), encoding="utf-8")
+    kept = {(each["network"], each["task"], each["budget"]): each for each in [*_kept(), *new]}
+    ANALYSES.write_text(as_json({"analyses": list(kept.values())}), encoding="utf-8")
 
 
 def _kept() -> list[dict[str, Any]]:
@@ -52,7 +50,7 @@ def search() -> str:
     """Return the runs by which the default recipe was chosen, the best first."""
     document = json.loads(SEARCH.read_text(encoding="utf-8"))
     rows = [
-        (f"`{each['flags']}`", *_scores(each), f"{each['flips']:.2f}")
+        (f"`{each['flags']}`", *reversed(_top1_and_loss(each)), f"{each['flips']:.2f}")
         for each in sorted(document["rows"], key=lambda each: -each["top1"])
     ]
     heads = ("flags", "loss", "top-1", "flips %")

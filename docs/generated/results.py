@@ -92,7 +92,8 @@ def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _general(command: str) -> str:
     """Return a command without the places of one machine."""
-    return re.sub(r" --(output|teacher-logits|workers)[ =]\S+", "", command).removesuffix(" --resume")
+    command = re.sub(r" --(output|teacher-logits|workers)[ =]\S+", "", command).removesuffix(" --resume")
+    return re.sub(r"(--(?:weights|data-dir)[ =])\S*/(\S+)", r"\1\2", command)
 
 
 def results_summary() -> str:
