@@ -109,6 +109,10 @@ def broken(root: Path, fault: str) -> None:
         train.write_bytes(train.read_bytes()[:3000])
     elif fault == "no tar":
         train.write_bytes(b"<html>" * 1000)
+    elif fault == "negative size":
+        content = bytearray(train.read_bytes())
+        content[124:136] = b"-0000002000\0"
+        train.write_bytes(content)
     elif fault == "no class":
         write(train, {"key7": {"png": encoded(1)}})
     elif fault == "no image":
@@ -128,6 +132,7 @@ def broken(root: Path, fault: str) -> None:
         ("no folder", "no shards of the split 'validation'"),
         ("cut", "cannot be read as a tar file"),
         ("no tar", "cannot be read as a tar file"),
+        ("negative size", "cannot be read as a tar file"),
         ("no class", r"key7 lacks a class \(\.cls\)"),
         ("no image", "key7 lacks an image"),
         ("no number", "holds no class"),
@@ -139,6 +144,15 @@ def test_what_is_wrong_with_shards_is_told(fault, said, shards):
     broken(shards, fault)
     with pytest.raises(InputError, match=said):
         open_dataset("wds/set", shards)
+
+
+def test_names_that_are_no_text_are_left_to_tarfile(tmp_path):
+    write(tmp_path / "a.tar", {"key": {"cls": b"1"}})
+    content = bytearray((tmp_path / "a.tar").read_bytes())
+    content[0] = 0xFF
+    content[148:156] = b"%06o\0 " % (sum(content[:148]) + 8 * ord(" ") + sum(content[156:512]))
+    (tmp_path / "a.tar").write_bytes(content)
+    assert list(members(tmp_path / "a.tar")) == list_archive(tmp_path / "a.tar")[0] != []
 
 
 def test_a_folder_must_be_named(tmp_path):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +26,7 @@ SHARDS = "wds/"  # how timm's names of such sets begin
 INFO = ("_info.json", "info.json")  # which shards a split has, as timm writes and reads it
 SPLITS = {"train": ("train",), "validation": ("validation", "val", "test")}  # the first that is there counts
 BLOCK = 512  # bytes, of a tar file
+OCTAL = re.compile(rb"[0-7]+")
 PLAIN, EXTENDED = (b"\0", b"0"), (b"x", b"g")  # kinds of members: files, and facts about the next one or all
 
 
@@ -158,8 +160,7 @@ def _plain_members(path: Path) -> Iterator[Member]:
                 continue
             if kind not in PLAIN or head[345:346] != b"\0":
                 raise _NotPlain
-            name = head[:100].split(b"\0", 1)[0].decode()
-            yield Member(archive, name, archive, data, size)
+            yield Member(archive, _name(head), archive, data, size)
 
 
 def _says_more(facts: bytes) -> bool:
@@ -167,11 +168,17 @@ def _says_more(facts: bytes) -> bool:
     return b" path=" in facts or b" size=" in facts or b" GNU." in facts
 
 
+def _name(head: bytes) -> str:
+    """Return a member's name, from its header."""
+    try:
+        return head[:100].split(b"\0", 1)[0].decode()
+    except UnicodeDecodeError:
+        raise _NotPlain from None
+
+
 def _size(head: bytes) -> int:
     """Return a member's size in bytes, from its header."""
-    if len(head) < BLOCK or head[257:262] != b"ustar":
+    digits = head[124:136].rstrip(b"\0 ") or b"0"
+    if len(head) < BLOCK or head[257:262] != b"ustar" or not OCTAL.fullmatch(digits):
         raise _NotPlain
-    try:
-        return int(head[124:136].rstrip(b"\0 ") or b"0", 8)
-    except ValueError:
-        raise _NotPlain from None
+    return int(digits, 8)
