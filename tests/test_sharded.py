@@ -10,9 +10,17 @@ from test_ranks import COMMON, SETTINGS, agree, trained, values
 from torch.distributed.tensor import DTensor
 
 from binarize_cli import ranks
+from binarize_cli.binarize.convert import latent_weights
+from binarize_cli.binarize.prepare import make_binary, rewrite_and_choose
 from binarize_cli.errors import InputError
+from binarize_cli.models.heads import head_names
+from binarize_cli.models.load import load
+from binarize_cli.models.names import resolve
+from binarize_cli.recipe import Recipe
 from binarize_cli.training import state
-from binarize_cli.training.parallel import check_parallel
+from binarize_cli.training.parallel import check_parallel, whole
+from binarize_cli.training.sharded import Sharded
+from binarize_cli.training.teacher import block_names
 
 MORE = {
     "clipped, in micro-batches": {"model": "digits_vit", "task": "bwa", "clip_grad": 0.1, "accumulate": 2},
@@ -56,6 +64,42 @@ def test_each_rank_has_a_part_of_parameters_gradients_and_moments(make_trainer, 
 
     for shares in zip(*values(on_ranks(2, numbers)), strict=True):
         assert sum(shares) == 1 and max(shares) < 0.52
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "model,task",
+    [("mobilenetv3_small_100", "bw"), ("vit_tiny_patch16_224", "bwa"), ("torchvision/swin_t", "bw")],
+)
+def test_networks_of_libraries_compute_the_same_in_parts(model, task, on_ranks):
+    """And between forward and backward pass no rank has latents of a block whole."""
+    torch.manual_seed(0)
+    float_model = load(resolve(model), pretrained=False)
+    images = torch.randn(2, *float_model.preprocessing.input_size)
+    recipe = Recipe(method="bnn++", task=task)
+    net, table = rewrite_and_choose(float_model.net, images, recipe, head_names(float_model.net))
+    net = make_binary(net, table, recipe, [images]).net.eval()
+
+    def gradients(of, parameters) -> list[torch.Tensor]:
+        loss = of(images).square().mean()
+        assert of is net or all(isinstance(latent, DTensor) for latent in latents(of))
+        loss.backward()
+        return [whole(p.grad) for p in parameters if p.grad is not None]
+
+    def latents(of) -> list[torch.Tensor]:
+        return [
+            weight.latent for name, weight in latent_weights(of) if name.startswith(tuple(block_names(of)))
+        ]
+
+    def compare(number: int):
+        parts = Sharded(net, torch.device("cpu"))
+        found = gradients(parts.net, parts.own.parameters())
+        for ours, theirs in zip(found, gradients(net, net.parameters()), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
+        return len(latents(net)), float(parts.gradient_norm())
+
+    for count, norm in values(on_ranks(2, compare)):
+        assert count > 5 and norm > 0
 
 
 @pytest.mark.parametrize("before,after", [("one", "fsdp"), ("ddp", "fsdp"), ("fsdp", "ddp"), ("fsdp", "one")])
