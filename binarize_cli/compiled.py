@@ -1,23 +1,19 @@
-"""Compiling: numba turns the functions marked `kernel` into machine code once and keeps it on disk.
+"""Compiling: numba turns training's functions marked `kernel` into machine code once and keeps it on disk.
 
-The folder's name holds a hash of all the kernels' sources. Numba alone looks only at the file of the
-function it compiles, so it would keep old code after a change in a file that this one calls.
+The folder is that of `machine_code`. Numba alone looks only at the file of the function it compiles, so it
+would keep old code after a change in a file that this one calls.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import sys
 from collections.abc import Callable
-from functools import cache, partial
-from pathlib import Path
+from functools import partial
 from types import FunctionType
 
 import numba
 from numba.core import event
 
-ROOMS = ("binarize/fused", "packed/kernels")  # with kernels in them
+from binarize_cli.machine_code import cache_folder
 
 
 def kernel(function: Callable | None = None, *, reorder: bool = False, keep: bool = True) -> Callable:
@@ -64,22 +60,6 @@ class _FirstCompilation(event.Listener):
         pass
 
 
-@cache
-def cache_folder() -> Path | None:
-    """The folder of this version's machine code, or None where the user's cache cannot be written.
-
-    NUMBA_CACHE_DIR comes first, as for any program with numba in it, then the user's cache folder. The
-    system's temporary folder is not tried: what others may write there must not be executed.
-    """
-    chosen = os.environ.get("NUMBA_CACHE_DIR")
-    try:
-        folder = (Path(chosen) if chosen else _user_cache()) / "bnnpp" / f"kernels-{_sources_hash()}"
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # RuntimeError: the user has no home folder
-        return None
-    return folder if os.access(folder, os.W_OK) else None
-
-
 def _keep_on_disk(compiled: Callable) -> None:
     folder = cache_folder()
     if folder is None:
@@ -92,19 +72,3 @@ def _keep_on_disk(compiled: Callable) -> None:
         pass  # numba could not write there after all; the code then lives as long as the process
     finally:
         numba.config.CACHE_DIR = before
-
-
-def _user_cache() -> Path:
-    if os.environ.get("XDG_CACHE_HOME"):
-        return Path(os.environ["XDG_CACHE_HOME"])
-    if sys.platform == "win32" and os.environ.get("LOCALAPPDATA"):
-        return Path(os.environ["LOCALAPPDATA"])
-    return Path("~/.cache").expanduser()
-
-
-def _sources_hash() -> str:
-    """A hash of every file with kernels and of numba's version; 16 hexadecimal digits."""
-    digest, package = hashlib.sha256(numba.__version__.encode()), Path(__file__).parent
-    for file in sorted(file for room in ROOMS for file in (package / room).glob("*.py")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]

@@ -37,6 +37,7 @@ GROUND = (
     "ranks",
     "peer_watchdog",
     "slurm",
+    "machine_code",
     "compiled",
     "threads",
 )  # "" is the package itself

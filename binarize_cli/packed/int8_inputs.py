@@ -40,7 +40,7 @@ class Int8InputLinear(BinaryLinear):
 
     def forward(self, x: Tensor) -> Tensor:  # [..., in] -> [..., out]
         if x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled():
-            from binarize_cli.packed import kernels  # numba, which other files of bw do without
+            from binarize_cli.packed import kernels  # llvmlite, which other files of bw do without
 
             return kernels.Int8Linear(self.source.bits, self.in_features, self.source.scale, self.bias)(x)
         codes, steps = quantized(x.flatten(0, -2), (1,))

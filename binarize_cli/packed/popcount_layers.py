@@ -3,7 +3,7 @@
 On another device than a CPU, for other numbers than float32 and under torch.compile they compute as the
 layers they inherit from, on signs as numbers. Both ways lead to the same numbers, to the bit.
 
-Importing this imports numba; `runtime` does so where a file has binary inputs.
+Importing this imports llvmlite; `runtime` does so where a file has binary inputs.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _in_small_groups(module: nn.Module) -> bool:
 
 @cache
 def _announce_compilation() -> None:
-    kernels.when_compiling(lambda: say("compiling the popcount kernels, once"), "binarize_cli.packed")
+    kernels.when_compiling(lambda: say("compiling the popcount kernels, once"))
 
 
 class Made:

@@ -68,7 +68,7 @@ def rebuild_into(net: nn.Module, file: PackedFile) -> nn.Module:
     net.eval()
     if not document.inputs:
         return net
-    from binarize_cli.packed.fused import fuse  # numba
+    from binarize_cli.packed.fused import fuse  # llvmlite
 
     return fuse(net)
 
@@ -193,7 +193,7 @@ def _binary(module: Any, row: Row, tensors: dict[str, Tensor], document: Documen
     binary = BINARY_LAYERS[type(module)]
     if row.input is None:
         return binary(module, source)
-    from binarize_cli.packed.popcount_layers import layer_class  # numba, which other files do without
+    from binarize_cli.packed.popcount_layers import layer_class  # llvmlite, which other files do without
 
     signs = _input(name, "input", binary.axes, tensors)
     layer = layer_class(binary, module)(

@@ -1,9 +1,9 @@
-"""Kernels for packed inputs by packed weights: XNOR and popcount, compiled by numba at first use.
+"""Kernels for packed inputs by packed weights: XNOR and popcount, compiled at first use.
 
-Importing this imports numba, which takes a tenth of a second; import it when a packed network is built.
+Importing this imports llvmlite, in a twentieth of a second; import it when a packed network is built.
 """
 
-from binarize_cli.compiled import when_compiling
+from binarize_cli.machine_code import when_compiling
 from binarize_cli.packed.kernels.accumulator import Int8
 from binarize_cli.packed.kernels.attention import (
     PackedColumns,

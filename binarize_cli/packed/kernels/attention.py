@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from binarize_cli.compiled import kernel, specialised
+from binarize_cli.machine_code import kernel, specialised
 from binarize_cli.packed.kernels.accumulator import Int8, count_table, factor, kernel_numbers, tile_sizes
 from binarize_cli.packed.kernels.clock import timed
 from binarize_cli.packed.kernels.linear import row_tables
@@ -86,12 +86,19 @@ def weigh_signs(
         keys.numbers,
         kernel_numbers(keys.rule),
         tables.addresses,
-        (np.float32(scale), threshold.data_ptr()),
+        np.float32(scale),
+        threshold.data_ptr(),
         (signs.data_ptr(), doubts.data_ptr(), signs.shape[2]),
     )
     compute = weights_of_attention(keys.rule is not None)
     work = batch * heads * length * keys.padded * keys.length
-    in_parts(lambda first, last: compute(*arguments, first, last), batch, work)
+    columns = keys.outputs
+
+    def some(first: int, last: int) -> None:
+        scores, limit = np.empty((length, keys.padded), np.float32), np.empty(columns, np.float32)
+        compute(*arguments, scores, limit, np.full(columns, np.nan, np.float32), first, last)
+
+    in_parts(some, batch, work)
     return signs, doubts
 
 
@@ -133,7 +140,7 @@ def transposed_bits(bits: Tensor, columns: int) -> Tensor:
     """Transpose matrices of bits: int64 [n, L, words of `columns` bits] -> [n, columns, words of L bits]."""
     count, rows, _ = bits.shape
     turned = torch.zeros(count, columns, words_of(rows), dtype=torch.int64)
-    transpose(bits.contiguous().numpy(), turned.numpy())
+    transpose(bits.contiguous().numpy(), turned.numpy(), np.empty(columns, np.int64))
     return turned
 
 
@@ -151,11 +158,10 @@ def weighted_signs(bits, factors, sums):
 
 
 @kernel
-def transpose(bits, turned):
-    """Fill turned [n, columns, words], which is 0, with the bits [n, rows, words]."""
+def transpose(bits, turned, line):
+    """Fill turned [n, columns, words], which is 0, with the bits [n, rows, words]; line: [columns], any."""
     count, rows, _ = bits.shape
     columns = turned.shape[1]
-    line = np.empty(columns, np.int64)
     for n in range(count):
         for begin in range(0, rows, 64):
             line[:] = 0
@@ -164,7 +170,8 @@ def transpose(bits, turned):
                     word = bits[n, row, first // 64]
                     for k in range(first, min(first + 64, columns)):
                         line[k] |= ((word >> (k - first)) & 1) << (row - begin)
-            turned[n, :, begin // 64] = line
+            for k in range(columns):
+                turned[n, k, begin // 64] = line[k]
 
 
 @kernel
@@ -224,14 +231,16 @@ def _pairs(left, rows, columns, accumulator, tables, out, first, last):
         )
 
 
-def _weigh(queries, keys, accumulator, tables, softmax, results, first, last):
+def _weigh(
+    queries, keys, accumulator, tables, scale, thresholds, results, scores, limit, nothing, first, last
+):
     """Images first ... last - 1.
 
     queries: (words, heads, rows, keys of a head); keys: as in `pairs`; tables: those of the rows of queries;
-    softmax: (scale, thresholds [heads]); results: (signs, doubts, words of a row of signs).
+    thresholds [heads]; results: (signs, doubts, words of a row of signs). scores [rows, keys and padding] and
+    limit [keys] are overwritten; nothing [keys] is NaN.
     """
     left, heads, rows, columns = queries
-    scores = np.empty((rows, keys[4]), np.float32)
     scores_at = np.int64(scores.ctypes.data)
     for i in range(first * heads, last * heads):
         rows_by_columns(
@@ -243,9 +252,9 @@ def _weigh(queries, keys, accumulator, tables, softmax, results, first, last):
             0,
             rows,
         )
-        threshold = load_float32(softmax[1] + 4 * (i % heads))
+        threshold = load_float32(thresholds + 4 * (i % heads))
         signs_at, doubts_at = results[0] + 8 * i * rows * results[2], results[1] + i * rows
-        softmax_signs(scores, columns, softmax[0], threshold, signs_at, doubts_at)
+        softmax_signs(scores, columns, scale, threshold, limit, nothing, signs_at, doubts_at)
 
 
 def _mix(signs, values, accumulator, tables, results, first, last):

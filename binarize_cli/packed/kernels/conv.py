@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from binarize_cli.compiled import kernel, specialised
+from binarize_cli.machine_code import part, specialised
 from binarize_cli.packed.kernels.accumulator import Int8, count_table, factor, kernel_numbers
 from binarize_cli.packed.kernels.clock import timed
 from binarize_cli.packed.kernels.geometry import Plan, Window, plan
@@ -73,12 +73,17 @@ class PopcountConv:
             new.data_ptr(),
             new_width,
         )
-        arguments = (images, *tables, results)
+        words, steps = len(p.own_steps), p.own_steps.numpy()
+        windows = words, (pixels if len(p.pieces) else 0)
         work = count * pixels * width * self.window.length
+
+        def some(*part: int) -> None:
+            compute(images, *tables, results, np.empty(windows, np.uint64), steps, *part)
+
         if count >= torch.get_num_threads():
-            in_parts(lambda first, last: compute(*arguments, first, last, 0, pixels), count, work)
+            in_parts(lambda first, last: some(first, last, 0, pixels), count, work)
         else:
-            in_parts(lambda first, last: compute(*arguments, 0, count, first, last), pixels, work, ROWS)
+            in_parts(lambda first, last: some(0, count, first, last), pixels, work, ROWS)
         return out[..., : self.each * groups].permute(0, 3, 1, 2)
 
     def _tables_of(self, size: tuple[int, int]) -> tuple[Plan, Tensor, tuple]:
@@ -137,6 +142,8 @@ def _convolve(
     kinds,  # (masks, counts, classes)
     accumulator,
     results,  # (out, width, channels, bytes of a group's, past, past_width, more, more_width)
+    windows,  # uint64 [words of a window, pixels if they are put together], any content
+    own_steps,  # int64 [words]: where they lie
     first_image,
     last_image,
     first,
@@ -145,8 +152,6 @@ def _convolve(
     """Convolve images first_image ... last_image - 1, output pixels first ... last - 1."""
     pixels = starts.size - ROWS
     length, outputs = weights[1], weights[2]
-    windows = np.empty((length, pixels if len(pieces) else 0), np.uint64)
-    own_steps = np.arange(length) * pixels
     for n in range(first_image, last_image):
         for g in range(group[0]):
             if len(pieces):
@@ -170,7 +175,7 @@ def _convolve(
             rows_by_weights(where, w, kinds, accumulator, to, first, last)
 
 
-@kernel
+@part
 def gather_windows(image, starts, pieces, lines, windows, first, last):
     """Put the bits of the windows of pixels first ... last - 1 together, in windows [words, pixels].
 

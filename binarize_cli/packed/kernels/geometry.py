@@ -95,6 +95,7 @@ class Plan:
     masks: Tensor  # int64 [classes, words]: which products there are
     valid: Tensor  # int64 [classes, words]: how many
     pieces: Tensor  # int64 [pieces, 5]: see `_pieces`; empty if words are read in place
+    own_steps: Tensor  # int64 [words]: where a window's words lie in [words, pixels], put together
 
 
 @lru_cache(maxsize=256)
@@ -121,6 +122,7 @@ def plan(window: Window, height: int, width: int) -> Plan:
         torch.from_numpy(masks),
         torch.from_numpy(valid),
         torch.from_numpy(_pieces(window, padded[1])),
+        torch.arange(words) * starts.size,
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from binarize_cli.compiled import kernel
+from binarize_cli.machine_code import kernel, part
 from binarize_cli.packed.kernels.clock import timed
 from binarize_cli.packed.kernels.pack import WORK
 from binarize_cli.packed.kernels.vectors import as_float32
@@ -55,7 +55,7 @@ def expand_signs(bits: Tensor, length: int) -> Tensor:
     return signs
 
 
-@kernel(reorder=True)
+@part(reorder=True)
 def largest(row):
     """Return the largest magnitude of a row, by the bits of floats, which sort as integers do."""
     top = np.int32(0)

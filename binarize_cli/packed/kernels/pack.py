@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from binarize_cli.compiled import kernel
+from binarize_cli.machine_code import kernel, part
 from binarize_cli.packed.kernels.clock import timed
 from binarize_cli.packed.kernels.geometry import Window
 from binarize_cli.packed.kernels.matrix import channel_table, words_of
@@ -116,7 +116,7 @@ def pack_runs(x, high, low, bits, depth, sizes, strides, limit_strides, bit_stri
                 pack_run(source, high + limit, low + limit, target, depth)
 
 
-@kernel
+@part
 def pack_run(x, high, low, bits, count):
     """Pack `count` numbers at one address into words at another."""
     for word in range(count // 64):

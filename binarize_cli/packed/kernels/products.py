@@ -1,7 +1,7 @@
 """Packed rows by packed weights: one loop serves linear layers, convolutions and attention's products.
 
 Weights lie in blocks of outputs, 32, 16 or 8 wide, so that a block's sums stay in registers: see `matrix`.
-Arguments are addresses and numbers, since numba takes microseconds to look at an array and none at a number.
+Arguments are addresses and numbers: what an array is made of takes Python a microsecond to find out.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
-from binarize_cli.compiled import specialised
+from binarize_cli.machine_code import specialised
 from binarize_cli.packed.kernels.vectors import ROWS, block_sums
 
 # Each kernel that is `specialised` has its own of these.

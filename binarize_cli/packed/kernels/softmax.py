@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 
-from binarize_cli.compiled import kernel
+from binarize_cli.machine_code import part
 from binarize_cli.packed.kernels.pack import pack_run
 from binarize_cli.packed.kernels.vectors import as_float32, as_int32, store_byte
 
 DOUBT = np.float32(1e-5)  # relative: ten times what rounding does to exponentials and their sum
 
 
-@kernel
-def softmax_signs(scores, columns, scale, threshold, bits, doubts):
+@part
+def softmax_signs(scores, columns, scale, threshold, limit, nothing, bits, doubts):
     """Pack softmax(scale * row) >= threshold of rows of scores [rows, columns and padding], at `bits`.
 
-    A byte at `doubts` becomes 1 for each row with a probability that is all but on the threshold.
+    A byte at `doubts` becomes 1 for each row with a probability that is all but on the threshold. Of `limit`
+    and `nothing`, [columns], the first is overwritten; the second is NaN, no limit.
     """
     words = (columns + 63) // 64
-    limit, nothing = np.empty(columns, np.float32), np.full(columns, np.nan, np.float32)
     for r in range(len(scores)):
         row = scores[r, :columns]
         edge = threshold * exponentials(row, scale)
@@ -31,7 +31,7 @@ def softmax_signs(scores, columns, scale, threshold, bits, doubts):
             store_byte(doubts + r, np.uint8(1))
 
 
-@kernel(reorder=True)
+@part(reorder=True)
 def nearest(row, edge):
     """Return how near a row comes to `edge`, by the bits of floats, which sort as integers do."""
     least = np.int32(0x7F800000)
@@ -40,7 +40,7 @@ def nearest(row, edge):
     return as_float32(least)
 
 
-@kernel(reorder=True)
+@part(reorder=True)
 def exponentials(row, scale):
     """Replace a row by exp(scale * row - its maximum); return their sum."""
     for j in range(row.size):
@@ -53,7 +53,7 @@ def exponentials(row, scale):
     return total
 
 
-@kernel(reorder=True)
+@part(reorder=True)
 def maximum(row):
     """Return the largest number of a row, as integers: LLVM makes vectors of those, but not of floats."""
     top, bits = np.int32(-(2**31)), row.view(np.int32)
@@ -62,13 +62,13 @@ def maximum(row):
     return as_float32(sortable(top))
 
 
-@kernel
+@part
 def sortable(bits):
     """Turn the bits of a float into an integer that sorts as the float does, or back."""
     return bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))
 
 
-@kernel
+@part
 def exp(x):
     """e^x for x <= 0 to a unit in the last place: 2^n by its bits, the rest by Cephes' polynomial."""
     x = max(x, np.float32(-87.0))

@@ -7,9 +7,10 @@ instruction, elsewhere by several. Addresses are plain integers, as `array.ctype
 from __future__ import annotations
 
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
+
+from binarize_cli.machine_code import Intrinsic, Later
+
+types, cgutils = Later("numba.types"), Later("numba.core.cgutils")  # what reads machine code needs no numba
 
 LANES = 8  # 64-bit words in a vector
 ROWS = 4  # rows summed together: 4 rows by 4 vectors fill half of the 32 vector registers
@@ -26,7 +27,7 @@ def _signs_of(size: int):
     """
     floats = ir.VectorType(ir.FloatType(), size) if size > 1 else ir.FloatType()
 
-    @intrinsic
+    @Intrinsic
     def signs(typing, x, high, low):
         def generate(context, builder, signature, arguments):
             x, high, low = (_load(builder, address, floats, 4) for address in arguments)
@@ -41,7 +42,7 @@ def _signs_of(size: int):
 signs_of_64, signs_of_16, signs_of_1 = _signs_of(64), _signs_of(16), _signs_of(1)
 
 
-@intrinsic
+@Intrinsic
 def store_word(typing, address, word):
     """Write a 64-bit word to an address."""
 
@@ -53,7 +54,7 @@ def store_word(typing, address, word):
     return types.void(types.int64, types.uint64), generate
 
 
-@intrinsic
+@Intrinsic
 def store_byte(typing, address, byte):
     """Write a byte to an address."""
 
@@ -65,7 +66,7 @@ def store_byte(typing, address, byte):
     return types.void(types.int64, types.uint8), generate
 
 
-@intrinsic
+@Intrinsic
 def as_int32(typing, number):
     """The bits of a float32."""
 
@@ -75,7 +76,7 @@ def as_int32(typing, number):
     return types.int32(types.float32), generate
 
 
-@intrinsic
+@Intrinsic
 def as_float32(typing, bits):
     """The float32 with those 32 bits."""
 
@@ -85,7 +86,7 @@ def as_float32(typing, bits):
     return types.float32(types.int32), generate
 
 
-@intrinsic
+@Intrinsic
 def load_float32(typing, address):
     """The float32 at an address."""
 
@@ -113,7 +114,7 @@ def block_sums(vectors: int, masked: bool, tiled: bool, ending: str):
     "block": rprelu(y * norm_scale + norm_shift + gain * past + more) is. "signs": y >= high or y <= low.
     """
 
-    @intrinsic
+    @Intrinsic
     def compute(typing, operands, accumulator, results):
         def generate(context, builder, signature, arguments):
             unpacked = [cgutils.unpack_tuple(builder, each) for each in arguments]
