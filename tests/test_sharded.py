@@ -102,7 +102,15 @@ def test_networks_of_libraries_compute_the_same_in_parts(model, task, on_ranks):
         assert count > 5 and norm > 0
 
 
-@pytest.mark.parametrize("before,after", [("one", "fsdp"), ("ddp", "fsdp"), ("fsdp", "ddp"), ("fsdp", "one")])
+@pytest.mark.parametrize(
+    "before,after",
+    [
+        ("one", "fsdp"),
+        ("fsdp", "one"),
+        pytest.param("ddp", "fsdp", marks=pytest.mark.slow),
+        pytest.param("fsdp", "ddp", marks=pytest.mark.slow),
+    ],
+)
 def test_a_state_is_the_same_whoever_saved_it_and_whoever_goes_on(
     before, after, make_trainer, on_ranks, tmp_path
 ):
