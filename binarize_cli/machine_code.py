@@ -6,9 +6,10 @@ holds a hash of all that the code depends on: the sources, the versions of both 
 that is missing, or whose checksum is wrong, is made again; where nothing can be written, each process
 compiles for itself.
 
-Python calls a kernel with integers (addresses, mostly), tuples of them, np.float32 numbers and contiguous
-arrays. All of them are written one after another into slots of 8 bytes, whose address is all that the machine
-code takes. It runs without the interpreter's lock, allocates nothing and returns nothing.
+Python calls a kernel with integers (addresses, mostly), tuples of them, np.float32 numbers, contiguous
+arrays, and `Ready` groups of these. All of them are written one after another into slots of 8 bytes, whose
+address is all that the machine code takes. It runs without the interpreter's lock, allocates nothing and
+returns nothing.
 """
 
 from __future__ import annotations
@@ -139,7 +140,7 @@ class Kernel(Part):
         symbol = f"{self.name}_{hashlib.sha256(repr(kinds).encode()).hexdigest()[:16]}"
         code = _read(symbol)
         if code is None:
-            code = self._compile(symbol, arguments)
+            code = self._compile(symbol, _one_by_one(arguments))
             _keep(symbol, code)
         run = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(_linked(code, symbol))
         pack = Struct("".join(map(_slots_of, kinds))).pack
@@ -172,6 +173,14 @@ class Kernel(Part):
 # --- arguments ---------------------------------------------------------------------------------------------
 
 
+class Ready:
+    """Arguments that stay the same from call to call, looked at once; arrays must stay where they are."""
+
+    def __init__(self, *arguments: Any):
+        self.arguments = arguments
+        self.kinds, self.slots = _flatten(arguments)
+
+
 def _flatten(arguments: tuple) -> tuple[tuple, list]:
     """Return (what tells arguments of other types apart, the contents of the slots)."""
     kinds: list[Any] = []
@@ -187,6 +196,9 @@ def _flatten(arguments: tuple) -> tuple[tuple, list]:
         elif kind is np.float32:
             kinds.append("f")
             slots.append(each)
+        elif kind is Ready:
+            kinds += each.kinds
+            slots += each.slots
         elif kind is np.ndarray and each.flags.c_contiguous:
             kinds.append((each.dtype.str, each.ndim))
             address = each.__array_interface__["data"][0]
@@ -194,6 +206,12 @@ def _flatten(arguments: tuple) -> tuple[tuple, list]:
         else:
             raise TypeError(f"no argument of a kernel: {kind.__name__}")
     return tuple(kinds), slots
+
+
+def _one_by_one(arguments: tuple) -> tuple:
+    """Return the arguments with those of `Ready` groups in their places."""
+    groups = (each.arguments if isinstance(each, Ready) else (each,) for each in arguments)
+    return tuple(argument for group in groups for argument in group)
 
 
 def _slots_of(kind: Any) -> str:

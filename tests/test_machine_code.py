@@ -13,7 +13,7 @@ import pytest
 
 from binarize_cli import machine_code
 from binarize_cli.errors import InputError
-from binarize_cli.machine_code import ROOMS, kernel, part, specialised
+from binarize_cli.machine_code import ROOMS, Ready, kernel, part, specialised
 
 
 @part
@@ -117,6 +117,13 @@ def test_names_are_given_to_specialised_kernels(compiled):
         out, out, np.float32(2), (1, 3)
     )
     assert out.tolist() == [1, 2, 2, 1] and compiled == ["add_squares"]
+
+
+def test_arguments_that_are_ready_are_those_given_one_by_one(compiled):
+    both, out = kernel(add_scaled), np.ones(4, np.float32)
+    both(Ready(out, np.arange(4, dtype=np.float32)), Ready(np.float32(2)), (1, 3))
+    both(out, Ready(out, np.float32(2), (1, 2)))
+    assert out.tolist() == [1, 9, 5, 1] and len(compiled) == 1
 
 
 def test_what_kernels_cannot_do_is_refused(compiled):

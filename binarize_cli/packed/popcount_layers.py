@@ -82,7 +82,8 @@ def suits(layer: Any, x: Tensor) -> bool:
 
     They know nothing but addresses of float32 numbers. An analysis may have given the layer other weights.
     """
-    known = type(layer.source) is PopcountWeight and type(layer.input) is SignInput
+    parts = layer._modules  # `layer.source` takes longer
+    known = type(parts["source"]) is PopcountWeight and type(parts["input"]) is SignInput
     return known and x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling()
 
 
@@ -189,8 +190,10 @@ POPCOUNT_LAYERS: dict[type[nn.Module], Any] = {BinaryLinear: PopcountLinear, Bin
 
 def tensors_of(layer: Any) -> list[Tensor | None]:
     """The tensors that a layer's kernels are made of."""
-    source, signs = layer.source, layer.input  # each name of a module is looked up slowly
-    return [source.blocks, source.scale, signs.threshold, signs.scale, layer.bias]
+    parts = layer._modules  # each name of a module is looked up slowly, but not those of its dictionaries
+    weights, signs = parts["source"]._buffers, parts["input"]._buffers
+    scales = weights["scale"], signs["threshold"], signs["scale"]
+    return [weights["blocks"], *scales, layer._parameters.get("bias")]
 
 
 def scale_limits_rule(layer: Any, channels: int) -> tuple[Tensor, kernels.Limits, kernels.Int8 | None]:

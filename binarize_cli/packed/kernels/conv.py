@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from binarize_cli.machine_code import part, specialised
+from binarize_cli.machine_code import Ready, part, specialised
 from binarize_cli.packed.kernels.accumulator import Int8, count_table, factor, kernel_numbers
 from binarize_cli.packed.kernels.clock import timed
 from binarize_cli.packed.kernels.geometry import Plan, Window, plan
@@ -25,6 +26,17 @@ from binarize_cli.packed.kernels.matrix import (
 from binarize_cli.packed.kernels.products import products
 from binarize_cli.packed.kernels.vectors import ROWS
 from binarize_cli.threads import in_parts
+
+
+class _Tables(NamedTuple):
+    """What the kernel takes for images of one size; `ready` holds addresses of the plan and the counts."""
+
+    plan: Plan
+    counts: Tensor
+    output: tuple[int, int]
+    pixels: int
+    windows: tuple[int, int]
+    ready: Ready
 
 
 class PopcountConv:
@@ -43,7 +55,11 @@ class PopcountConv:
         self.each, self.padded, self.blocks = matrix.outputs, matrix.padded, matrix.blocks
         table = channel_table(self.each * window.groups, scale.float() * factor(rule), bias, after)
         self.channels = torch.stack([_of_group(table, g, self.each) for g in range(window.groups)])
-        self._tables: dict[tuple[int, int], tuple[Plan, Tensor, tuple]] = {}
+        self.width = self.each * (window.groups - 1) + self.padded  # room for a last group's last vector
+        self.table_of_group = self.channels.data_ptr(), self.channels[0].nbytes
+        self.nothing = torch.zeros(self.width)
+        self.compute = convolution(rule is not None, self.ending)
+        self._tables: dict[tuple[int, int], _Tables] = {}
 
     @timed("binary products")
     def __call__(
@@ -54,50 +70,47 @@ class PopcountConv:
         `past` and `more`, which `after` adds, and the result are float32 [N, out, H', W'], the result with
         channels last in memory.
         """
-        p, _, tables = self._tables_of(size)
-        groups = self.window.groups
-        count, pixels = len(bits), p.output[0] * p.output[1]
-        width = self.each * (groups - 1) + self.padded  # what a last group's last vector writes has room
-        out = torch.empty(count, *p.output, width)
-        old, old_width = _addend(past, width)
-        new, new_width = _addend(more, width)
-        compute = convolution(self.rule is not None, self.ending)
+        tables = self._tables.get(size) or self._tables_of(size)
+        count, pixels, width = bits.shape[0], tables.pixels, self.width
+        out = torch.empty(count, *tables.output, width)
+        old, new = self._addend(past), self._addend(more)
         images = bits.numpy().view(np.uint64).reshape(count, -1)
-        results = (
-            out.data_ptr(),
-            width,
-            self.channels.data_ptr(),
-            self.channels[0].nbytes,
+        addends = (
             old.data_ptr(),
-            old_width,
+            width if past is not None else 0,
             new.data_ptr(),
-            new_width,
+            width if more is not None else 0,
         )
-        words, steps = len(p.own_steps), p.own_steps.numpy()
-        windows = words, (pixels if len(p.pieces) else 0)
+        results = (out.data_ptr(), width, *self.table_of_group, *addends)
         work = count * pixels * width * self.window.length
 
         def some(*part: int) -> None:
-            compute(images, *tables, results, np.empty(windows, np.uint64), steps, *part)
+            self.compute(images, tables.ready, results, np.empty(tables.windows, np.uint64), *part)
 
         if count >= torch.get_num_threads():
             in_parts(lambda first, last: some(first, last, 0, pixels), count, work)
         else:
             in_parts(lambda first, last: some(0, count, first, last), pixels, work, ROWS)
-        return out[..., : self.each * groups].permute(0, 3, 1, 2)
+        return out[..., : self.each * self.window.groups].permute(0, 3, 1, 2)
 
-    def _tables_of(self, size: tuple[int, int]) -> tuple[Plan, Tensor, tuple]:
-        """Return the plan for images of that size, the counts, and what the kernel takes beside images."""
-        if size not in self._tables:
-            p, groups, words = plan(self.window, *size), self.window.groups, self.window.pixel_words
-            counts = count_table(p.valid, self.rule).contiguous()
-            lines = (p.output[1], self.window.stride[1] * words)
-            rows = (p.starts.data_ptr(), p.steps.data_ptr(), p.places.data_ptr())
-            group = (groups, words // groups, self.blocks[0].numel(), self.each)
-            weights = (self.blocks.data_ptr(), len(p.masks[0]), self.padded)
-            kinds = (p.masks.data_ptr(), counts.data_ptr(), p.classes.data_ptr())
-            numbers = (lines, rows, group, weights, kinds, kernel_numbers(self.rule))
-            self._tables[size] = p, counts, (p.starts.numpy(), p.pieces.numpy(), *numbers)
+    def _addend(self, x: Tensor | None) -> Tensor:
+        """Return x [N, out, H', W'] as [N, H', W', width]; without x, a row of zeros."""
+        return self.nothing if x is None else fill_outputs(x.permute(0, 2, 3, 1), self.width)
+
+    def _tables_of(self, size: tuple[int, int]) -> _Tables:
+        """Make what the kernel takes for images of that size beside them."""
+        p, groups, words = plan(self.window, *size), self.window.groups, self.window.pixel_words
+        counts = count_table(p.valid, self.rule).contiguous()
+        lines = (p.output[1], self.window.stride[1] * words)
+        rows = (p.starts.data_ptr(), p.steps.data_ptr(), p.places.data_ptr())
+        group = (groups, words // groups, self.blocks[0].numel(), self.each)
+        weights = (self.blocks.data_ptr(), len(p.masks[0]), self.padded)
+        kinds = (p.masks.data_ptr(), counts.data_ptr(), p.classes.data_ptr())
+        tables = (each.numpy() for each in (p.starts, p.pieces, p.own_steps))
+        ready = Ready(*tables, lines, rows, group, weights, kinds, kernel_numbers(self.rule))
+        pixels = p.output[0] * p.output[1]
+        windows = len(p.own_steps), (pixels if len(p.pieces) else 0)
+        self._tables[size] = _Tables(p, counts, p.output, pixels, windows, ready)
         return self._tables[size]
 
 
@@ -116,11 +129,6 @@ def _of_group(table: Tensor, group: int, each: int) -> Tensor:
     return fill_outputs(table[:, group * each : (group + 1) * each], padded(each))
 
 
-def _addend(x: Tensor | None, width: int) -> tuple[Tensor, int]:
-    """Return x [N, out, H', W'] as [N, H', W', width], and the width; without x, a row of zeros and 0."""
-    return (torch.zeros(width), 0) if x is None else (fill_outputs(x.permute(0, 2, 3, 1), width), width)
-
-
 rows_by_weights = None  # each kernel that is `specialised` has its own
 
 
@@ -135,6 +143,7 @@ def _convolve(
     bits,  # uint64 [N, words of an image]
     starts,  # int64 [pixels + 4]
     pieces,  # int64 [pieces, 5]
+    own_steps,  # int64 [words]: where the words of windows lie
     lines,  # (output pixels of a line, words from one to the next)
     rows,  # (starts, steps, places), addresses of tables
     group,  # (groups, words of a pixel, words of weights, outputs), each of one group
@@ -143,7 +152,6 @@ def _convolve(
     accumulator,
     results,  # (out, width, channels, bytes of a group's, past, past_width, more, more_width)
     windows,  # uint64 [words of a window, pixels if they are put together], any content
-    own_steps,  # int64 [words]: where they lie
     first_image,
     last_image,
     first,

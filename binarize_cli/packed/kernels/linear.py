@@ -7,6 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from binarize_cli.machine_code import Ready
 from binarize_cli.packed.kernels.accumulator import Int8, count_table, factor, kernel_numbers, tile_sizes
 from binarize_cli.packed.kernels.clock import timed
 from binarize_cli.packed.kernels.matrix import PackedMatrix, channel_table, fill_outputs, words_of
@@ -34,7 +35,7 @@ class PopcountLinear:
         else:
             self.channels = sign_table(matrix.outputs, scale, bias, limits)
         self.counts = count_table(tile_sizes(matrix.length), rule)
-        self.numbers = (  # of what does not depend on the inputs, as the kernels take them
+        self.ready = Ready(
             (matrix.blocks.data_ptr(), matrix.words, matrix.padded),
             (0, self.counts.data_ptr(), 0),
             kernel_numbers(rule),
@@ -57,7 +58,7 @@ class PopcountLinear:
         compute = products(masked=False, tiled=self.rule is not None, ending=ending)
         arguments = (
             (bits.data_ptr(), starts, steps),
-            *self.numbers,
+            self.ready,
             (out.data_ptr(), places, width, self.channels.data_ptr(), *addends),
         )
         work = rows * m.padded * m.length
