@@ -71,7 +71,7 @@ def main() -> None:
         for number, (kept, units) in enumerate(sets.items())
     ]
     report = json.loads((flags.output / "1" / "report.json").read_text())
-    facts = {key: report[key] for key in ("model", "task", "method", "seed")}
+    facts = {"network": report["model"]["name"], "task": report["task"], "method": report["method"]}
     facts |= {
         "kind": analysis["identity"]["kind"],
         "budget": spare,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ def analyses() -> str:
     parts = []
     for each in _kept():
         rows = [(row["kept"], f"{row['bytes'] / 1024:.1f}", *_top1_and_loss(row)) for row in each["rows"]]
-        what = f"`{each['network']}`, task `{each['task']}`, `{each['method']}`, {each['epochs']} epochs"
+        trained = "not trained" if each["method"] == "ptq" else f"{each['epochs']} epochs"
+        what = f"`{each['network']}`, task `{each['task']}`, `{each['method']}`, {trained}"
         images = f"{each['train_images']:,} training and {each['val_images']:,} validation images"
         of = "a trained file" if each["kind"] == "file" else "a forecast"
         head = f"{what}, {images}; named by {of} for {each['budget'] / 1024:.0f} KiB more."
@@ -36,10 +38,11 @@ def _top1_and_loss(score: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def store_analyses(files: Sequence[Path]) -> None:
-    """Keep what `tests/analyses.py` wrote: each replaces an older one of its network, task and budget."""
+    """Keep what `tests/analyses.py` wrote: each replaces an older one of its kind."""
     new = [each for file in files for each in json.loads(file.read_text(encoding="utf-8"))["analyses"]]
-    kept = {(each["network"], each["task"], each["budget"]): each for each in [*_kept(), *new]}
-    ANALYSES.write_text(as_json({"analyses": list(kept.values())}), encoding="utf-8")
+    kind = itemgetter("network", "task", "method", "kind", "budget")
+    kept = {kind(each): each for each in [*_kept(), *new]}
+    ANALYSES.write_text(as_json({"analyses": [kept[key] for key in sorted(kept)]}), encoding="utf-8")
 
 
 def _kept() -> list[dict[str, Any]]:
