@@ -80,7 +80,7 @@ def _identity(tensor: Tensor | None) -> tuple | None:
 def suits(layer: Any, x: Tensor) -> bool:
     """Return whether the kernels can read the tensor and the layer has what they read.
 
-    They know nothing but addresses of float32 numbers. An analysis may have given the layer other weights.
+    They know nothing but addresses of float32 numbers. A caller may have given the layer other weights.
     """
     parts = layer._modules  # `layer.source` takes longer
     known = type(parts["source"]) is PopcountWeight and type(parts["input"]) is SignInput
