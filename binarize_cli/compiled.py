@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from types import FunctionType
 
 import numba
 from numba.core import event
 
-from binarize_cli.machine_code import cache_folder
+from binarize_cli.machine_code import cache_folder, copied
+
+TRAINING = (
+    "binarize_cli.binarize"  # numba compiles the kernels of `machine_code` too, which tell of it themselves
+)
 
 
 def kernel(function: Callable | None = None, *, reorder: bool = False, keep: bool = True) -> Callable:
@@ -37,22 +40,20 @@ def specialised(function: Callable, name: str, **names) -> Callable:
     A closure would do the same, but numba could not find its code on disk again: what closures hold, other
     compiled functions for instance, is part of the key and new in each process.
     """
-    other = FunctionType(function.__code__, {**function.__globals__, **names}, name)
-    other.__qualname__, other.__module__ = name, function.__module__
-    return kernel(other)
+    return kernel(copied(function, name, names))
 
 
-def when_compiling(say: Callable[[], None], package: str = "binarize_cli") -> None:
-    """Call `say` when, in this process, a package's kernel is first compiled, not read from disk."""
-    event.register("numba:compile", _FirstCompilation(say, package))
+def when_compiling(say: Callable[[], None]) -> None:
+    """Call `say` when, in this process, one of training's kernels is first compiled, not read from disk."""
+    event.register("numba:compile", _FirstCompilation(say))
 
 
 class _FirstCompilation(event.Listener):
-    def __init__(self, say: Callable[[], None], package: str):
-        self.say, self.package = say, package
+    def __init__(self, say: Callable[[], None]):
+        self.say = say
 
     def on_start(self, event) -> None:
-        if self.say is not None and event.data["dispatcher"].py_func.__module__.startswith(self.package):
+        if self.say is not None and event.data["dispatcher"].py_func.__module__.startswith(TRAINING):
             say, self.say = self.say, None
             say()
 

@@ -21,7 +21,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache, partial
 from importlib.metadata import version
@@ -57,9 +57,14 @@ def part(function: Callable | None = None, *, reorder: bool = False) -> Any:
 
 def specialised(function: Callable, name: str, **names: Any) -> Kernel:
     """Make a function a kernel under another name, with those names among its globals."""
+    return Kernel(copied(function, name, names))
+
+
+def copied(function: Callable, name: str, names: Mapping[str, Any]) -> FunctionType:
+    """Return a copy of a function under a name of its own, with those names among its globals."""
     other = FunctionType(function.__code__, {**function.__globals__, **names}, name)
     other.__qualname__, other.__module__ = name, function.__module__
-    return Kernel(other)
+    return other
 
 
 def when_compiling(say: Callable[[], None]) -> None:
@@ -110,12 +115,10 @@ class Part:
             names = self.function.__globals__
             used = {name: names[name] for name in self.function.__code__.co_names if name in names}
             used = {k: v.in_numba() if isinstance(v, Part | Intrinsic) else v for k, v in used.items()}
-            other = FunctionType(self.function.__code__, {**names, **used}, self.name)
-            other.__qualname__, other.__module__ = self.name, self.function.__module__
             fast = {"reassoc", "nsz", "nnan"} if self.reorder else False
             options: dict[str, Any] = {"error_model": "numpy", "fastmath": fast, "nogil": True}
             options["_nrt"] = False  # without numba's memory manager, which later starts have not loaded
-            self._dispatcher = numba.njit(**options)(other)
+            self._dispatcher = numba.njit(**options)(copied(self.function, self.name, used))
         return self._dispatcher
 
 

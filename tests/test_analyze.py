@@ -65,7 +65,8 @@ def test_a_layer_costs_what_its_wrong_signs_do():
     judge = images(split, rule, Asked(images=100), torch.device("cpu"), seed=0)
     trained = Trained(file, judge, torch.device("cpu"))
     units = units_of(rebuild(file), [row.name for row in file.document.layers if row.binary], by_block=True)
-    gains = list(trained.gains(units, 0))
+    base = trained.base()
+    gains = list(trained.gains(units, base))
     unit = units[0]
     losses = []
     for seed in range(2):
@@ -73,8 +74,8 @@ def test_a_layer_costs_what_its_wrong_signs_do():
         with torch.inference_mode():
             wrong = sum(float(F.cross_entropy(net(x), y, reduction="sum")) for x, y in judge)
         losses.append(wrong / sum(len(y) for _, y in judge))
-    assert gains[0].loss == pytest.approx(sum(losses) / 2 - trained.base().loss, abs=1e-4)
-    assert list(trained.gains(units, 2)) == gains[2:], "the rest of an interrupted one"
+    assert gains[0].loss == pytest.approx(sum(losses) / 2 - base.loss, abs=1e-4)
+    assert list(trained.gains(units[2:], base)) == gains[2:], "the rest of an interrupted one"
 
 
 def test_units_are_layers_or_blocks_and_grow_by_what_float16_takes_more():

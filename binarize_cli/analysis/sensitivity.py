@@ -73,12 +73,9 @@ class Trained:
         """Return what the network scores as it is."""
         return self._score(self.file)
 
-    def gains(self, units: Sequence[Unit], first: int) -> Iterator[Gain]:
-        """Yield what a twentieth of wrong signs costs in each unit from number `first` on."""
-        if first == len(units):
-            return
-        base = self.base()
-        for unit in units[first:]:
+    def gains(self, units: Sequence[Unit], base: Score) -> Iterator[Gain]:
+        """Yield what a twentieth of wrong signs costs in each unit of a network that scores `base`."""
+        for unit in units:
             scores = [self._score(with_wrong_signs(self.file, unit.layers, draw)) for draw in range(DRAWS)]
             top1, loss = (
                 float(np.mean(each)) for each in zip(*((s.top1, s.loss) for s in scores), strict=True)
@@ -125,13 +122,10 @@ class Forecast:
         """Return what the network of signs scores with the named layers float."""
         return self._with_binary([r.name for r in self.table if r.binary and r.name not in set(names)])
 
-    def gains(self, units: Sequence[Unit], first: int) -> Iterator[Gain]:
-        """Yield what each unit from number `first` on loses by becoming binary, alone."""
-        if first == len(units):
-            return
-        better = self.float_score()
-        for unit in units[first:]:
-            yield _gain(unit, better, self._with_binary(unit.layers))
+    def gains(self, units: Sequence[Unit], base: Score) -> Iterator[Gain]:
+        """Yield what each unit of a float network that scores `base` loses by becoming binary, alone."""
+        for unit in units:
+            yield _gain(unit, base, self._with_binary(unit.layers))
 
     def _with_binary(self, names: Sequence[str]) -> Score:
         chosen = set(names)

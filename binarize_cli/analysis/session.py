@@ -154,7 +154,7 @@ def analyse(
         "choice": None,
     }
     progress(len(gains), len(session.units), None)
-    for gain in measured.gains(session.units, len(gains)):
+    for gain in measured.gains(session.units[len(gains) :], better or binary):
         gains.append(gain)
         document["gains"] = [gain.to_json() for gain in gains]
         write_text(file, as_json(document))

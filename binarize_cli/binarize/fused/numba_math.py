@@ -13,7 +13,7 @@ from binarize_cli.compiled import kernel, when_compiling
 from binarize_cli.console import say
 
 f32 = np.float32
-when_compiling(lambda: say("compiling the kernels of training, once"), "binarize_cli.binarize")
+when_compiling(lambda: say("compiling the kernels of training, once"))
 
 
 def compiled_formula(text: str) -> Any:
