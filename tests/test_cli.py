@@ -114,6 +114,10 @@ WRONG_WORDS = {
         ["binarize", "digits_vit", "--weights", "w.pth", "--no-pretrained"],
         ["--weights", "--no-pretrained", "mutually exclusive"],
     ),
+    "unknown word": (
+        ["binarize", "digits_vit", "--parallel", "x"],
+        ["'--parallel': 'x' is not one of", "'fsdp'"],
+    ),
     "nothing to resume": (["binarize", "digits_vit", "--resume"], ["--resume", "no unfinished run"]),
     "nothing there to resume": (
         ["binarize", "digits_vit", "--resume", "--output", "there"],

@@ -164,5 +164,5 @@ def _usage(error: UsageError) -> InputError:
     else:
         wrong = error.format_message().partition("'")[2].partition("'")[0]
         guess = did_you_mean(wrong, getattr(context.command, "commands", {})) if context and wrong else None
-    what = re.sub(r"\s*(\(Possible options.*|Did you mean.*)$", "", error.format_message())
+    what = re.sub(r"\s*(\(Possible options.*|Did you mean.*)$|\bValue error, ", "", error.format_message())
     return InputError(what, where=where, hint=f"{guess} {hint}" if guess else hint)
