@@ -9,14 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 from binarize_cli.analysis.choice import Gain, Score, patterns, ranked, until_points, within_budget
-from binarize_cli.analysis.sensitivity import Trained, units_of, with_wrong_signs
+from binarize_cli.analysis.sensitivity import Trained, exchanged, units_of, with_moved_signs
 from binarize_cli.analysis.session import Asked, images
 from binarize_cli.cli.analyze import bytes_of
 from binarize_cli.data.datasets import open_dataset
@@ -43,22 +42,31 @@ def test_a_file_is_measured_on_the_images_that_its_run_set_aside():
 
 
 @pytest.mark.parametrize("task", ["bw", "bwa"])
-def test_wrong_signs_are_a_twentieth_of_the_named_layers_and_nothing_else(task):
+def test_a_twentieth_of_the_named_layers_signs_move_and_nothing_else(task):
     file = read(GOLDEN / f"format2-digits_resnet-{task}.safetensors")
     name = "layer2.0.conv2"
-    found = with_wrong_signs(file, [name], seed=1)
+    found = with_moved_signs(file, [name], seed=1)
     row = next(row for row in file.document.layers if row.name == name)
     before, after = (unpack(each.tensors[name + BITS], row.shape) for each in (file, found))
     assert 0.04 < (before != after).mean() < 0.06
+    assert (before.sum((1, 2, 3)) == after.sum((1, 2, 3))).all(), "they stay within their filter"
     same = [key for key in file.tensors if np.array_equal(file.tensors[key], found.tensors[key])]
     assert set(file.tensors) - set(same) == {name + BITS}
-    others = with_wrong_signs(file, [name], seed=2)
+    others = with_moved_signs(file, [name], seed=2)
     assert not np.array_equal(others.tensors[name + BITS], found.tensors[name + BITS])
     x = torch.zeros(2, *file.document.preprocessing.input_size)
     assert not torch.equal(rebuild(found)(x), rebuild(file)(x)), "the network computes with them"
 
 
-def test_a_layer_costs_what_its_wrong_signs_do():
+@given(st.integers(1, 6), st.integers(1, 40), st.floats(0, 1), st.integers(0, 99))
+def test_signs_are_exchanged_for_others_of_their_filter(filters, weights, share, seed):
+    signs = np.where(np.random.default_rng(seed).random((filters, weights)) < share, 1, -1).astype(np.int8)
+    moved = exchanged(signs, np.random.default_rng(seed))
+    assert set(np.unique(moved)) <= {1, -1} and (moved.sum(1) == signs.sum(1)).all()
+    assert ((moved != signs).sum(1) <= 2 * np.ceil(0.05 / 2 * weights)).all()
+
+
+def test_a_layer_costs_how_far_its_moved_signs_move_the_answers():
     file = read(GOLDEN / "format2-digits_resnet-bw.safetensors")
     split = open_dataset("digits", None).train
     rule = Preprocessing.from_json(file.document.preprocessing.model_dump())
@@ -67,14 +75,17 @@ def test_a_layer_costs_what_its_wrong_signs_do():
     units = units_of(rebuild(file), [row.name for row in file.document.layers if row.binary], by_block=True)
     base = trained.base()
     gains = list(trained.gains(units, base))
-    unit = units[0]
-    losses = []
-    for seed in range(2):
-        net = rebuild(with_wrong_signs(file, unit.layers, seed))
+    moved = right = 0.0
+    for seed, (x, y) in enumerate(judge):  # other signs are wrong for every batch
         with torch.inference_mode():
-            wrong = sum(float(F.cross_entropy(net(x), y, reduction="sum")) for x, y in judge)
-        losses.append(wrong / sum(len(y) for _, y in judge))
-    assert gains[0].loss == pytest.approx(sum(losses) / 2 - base.loss, abs=1e-4)
+            wrong = rebuild(with_moved_signs(file, units[0].layers, seed))(x)
+            own, other = (logits.double().softmax(1).numpy() for logits in (rebuild(file)(x), wrong))
+        moved += (own * np.log(own / other)).sum()
+        right += float((wrong.argmax(1) == y).sum())
+    count = sum(len(y) for _, y in judge)
+    assert len(judge) == 4 and count == 100
+    assert gains[0].loss == pytest.approx(moved / count, rel=1e-4) and gains[0].loss > 0
+    assert gains[0].points == pytest.approx(base.top1 - 100 * right / count, abs=1e-3)
     assert list(trained.gains(units[2:], base)) == gains[2:], "the rest of an interrupted one"
 
 

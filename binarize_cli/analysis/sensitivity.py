@@ -1,9 +1,11 @@
 """Sensitivity: what each binary layer costs in accuracy.
 
-Of a trained file: how much it loses if a twentieth of the signs of one layer (or block) are wrong. Signs are
-float weights with an error of about the same size in every layer; what an error in this layer costs is what
-float weights would spare, to the first order. (To set layers free and fine-tune them for a few steps tells
-less: that changes the whole network for better or worse, whichever layer it is.)
+Of a trained file: how far its answers move (their Kullback-Leibler divergence) if a twentieth of the signs of
+one layer, or block, change places. Signs are float weights with an error of about the same size in every
+layer; what an error in this layer costs is what float weights would spare. Signs stay within their filter, so
+that its sum is what it was: another sum moves the mean of the outputs, which training makes up for, and tells
+how large the inputs are. Labels would blur it, for wrong signs also mend an answer now and then. (To set
+layers free and fine-tune them a little tells less: it changes the whole network, whichever layer it is.)
 Of a float model, as a forecast: one layer at a time becomes binary, untrained.
 
 The images are training images, if possible such as the run had set aside: layers are chosen by the result,
@@ -20,6 +22,7 @@ from typing import cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from binarize_cli.analysis.choice import FLOAT_BYTES, Gain, Score, Unit
@@ -28,7 +31,7 @@ from binarize_cli.binarize.prepare import make_binary
 from binarize_cli.binarize.select import Layer
 from binarize_cli.device import place
 from binarize_cli.evaluation import measure
-from binarize_cli.packed.bits import pack
+from binarize_cli.packed.bits import pack, unpack
 from binarize_cli.packed.check import BITS
 from binarize_cli.packed.format import PackedFile
 from binarize_cli.packed.runtime import rebuild
@@ -36,8 +39,7 @@ from binarize_cli.recipe import Recipe
 from binarize_cli.training.teacher import block_names
 
 Batch = tuple[Tensor, Tensor]
-WRONG = 0.05  # of a layer's signs
-DRAWS = 2  # of which signs
+MOVED = 0.05  # of a layer's signs
 
 
 def units_of(net: nn.Module, names: Sequence[str], by_block: bool) -> list[Unit]:
@@ -71,30 +73,47 @@ class Trained:
 
     def base(self) -> Score:
         """Return what the network scores as it is."""
-        return self._score(self.file)
+        return score(place(rebuild(self.file), self.device), self.judge, self.device)
 
     def gains(self, units: Sequence[Unit], base: Score) -> Iterator[Gain]:
-        """Yield what a twentieth of wrong signs costs in each unit of a network that scores `base`."""
+        """Yield what signs at wrong places cost in each unit; every batch sees others of them."""
+        own = [self._answers(self.file, images) for images, _ in self.judge]
+        targets = torch.cat([targets for _, targets in self.judge])
         for unit in units:
-            scores = [self._score(with_wrong_signs(self.file, unit.layers, draw)) for draw in range(DRAWS)]
-            top1, loss = (
-                float(np.mean(each)) for each in zip(*((s.top1, s.loss) for s in scores), strict=True)
-            )
-            yield _gain(unit, base, Score(top1, loss))
+            wrong = [
+                self._answers(with_moved_signs(self.file, unit.layers, draw), images)
+                for draw, (images, _) in enumerate(self.judge)
+            ]
+            moved = F.kl_div(torch.cat(wrong), torch.cat(own), reduction="batchmean", log_target=True)
+            right = torch.cat(wrong).argmax(1) == targets
+            points = base.top1 - 100 * float(right.float().mean())
+            yield Gain(unit.name, unit.layers, unit.bytes, round(points, 4), round(float(moved), 6))
 
-    def _score(self, file: PackedFile) -> Score:
-        return score(place(rebuild(file), self.device), self.judge, self.device)
+    @torch.inference_mode()
+    def _answers(self, file: PackedFile, images: Tensor) -> Tensor:
+        """Return the logarithms of the probabilities that a file gives, (images, classes)."""
+        return F.log_softmax(place(rebuild(file), self.device)(images).float(), dim=1)
 
 
-def with_wrong_signs(file: PackedFile, names: Sequence[str], seed: int) -> PackedFile:
-    """Return the file, in memory, with a twentieth of the signs of those layers turned round."""
+def with_moved_signs(file: PackedFile, names: Sequence[str], seed: int) -> PackedFile:
+    """Return the file, in memory, with a twentieth of the signs of every filter of those layers exchanged."""
     shapes = {row.name: tuple(row.shape or ()) for row in file.document.layers}
     draw = np.random.default_rng(seed)
     tensors = dict(file.tensors)
     for name in names:
-        turned = np.where(draw.random(shapes[name]) < WRONG, 1, -1)
-        tensors[name + BITS] = tensors[name + BITS] ^ pack(turned)
+        signs = unpack(tensors[name + BITS], shapes[name])
+        tensors[name + BITS] = pack(exchanged(signs.reshape(len(signs), -1), draw).reshape(signs.shape))
     return replace(file, tensors=tensors)
+
+
+def exchanged(signs: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+    """Return rows of signs, (filters, weights), in which pairs of a plus and a minus have changed places."""
+    plus = signs > 0
+    pairs = np.floor(MOVED / 2 * signs.shape[1] + draw.random(len(signs)))  # a twentieth, on average
+    pairs = np.minimum(pairs, np.minimum(plus.sum(1), (~plus).sum(1)))[:, None]
+    order = draw.random(signs.shape)
+    first = [np.where(kind, order, 2).argsort(1).argsort(1) < pairs for kind in (plus, ~plus)]
+    return np.where(first[0] | first[1], -signs, signs)
 
 
 # --- a float model ---
@@ -132,7 +151,7 @@ class Forecast:
         table = [replace(row, binary=row.binary and row.name in chosen) for row in self.table]
         net = copy.deepcopy(self.net)
         if chosen:
-            images = [images for images, _ in self.judge[:4]] if self.recipe.task != "bw" else []
+            images = [images for images, _ in self.judge[:8]] if self.recipe.task != "bw" else []
             net = make_binary(net, table, self.recipe, images).frozen()
         return score(net, self.judge, self.device)
 

@@ -29,7 +29,7 @@ from binarize_cli.packed.runtime import rebuild
 from binarize_cli.recipe import Recipe
 from binarize_cli.report.results import as_json
 
-SCHEMA = "bnnpp analysis 1"
+SCHEMA = "bnnpp analysis 2"
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class Asked:
 
     images: int = 512
     """To measure on."""
-    batch_size: int = 64
+    batch_size: int = 32
+    """Of a file, other signs are wrong for every batch: small ones even out which."""
     by_block: bool = False
     budget: int | None = None
     """The file's size in bytes, at most."""

@@ -29,7 +29,7 @@ def analyze(
         float | None, typer.Option("--points", help="Choose layers until top-1 gains this much.", min=0)
     ] = None,
     images: Annotated[int, typer.Option("--images", help="Training images to measure on.", min=1)] = 512,
-    batch_size: o.BatchSize = 64,
+    batch_size: o.ScoreBatchSize = 32,
     data_dir: o.DataDir = None,
     dataset: o.Dataset = None,
     weights: o.Weights = None,
@@ -45,10 +45,10 @@ def analyze(
 ) -> None:
     """What each binary layer costs in accuracy, a KiB, and which layers are worth keeping float.
 
-    Of a file: what the network loses if a twentieth of a layer's signs are wrong. Of a float model, as a
-    forecast: what it loses if one layer alone becomes binary, untrained. On training images, so that reported
-    ones are not chosen on. With --budget, or with a model --points, ends in the lines of a recipe.
-    Interrupted, it continues.
+    Of a file: how far its answers move (loss: their Kullback-Leibler divergence) if a twentieth of a layer's
+    signs change places. Of a float model, as a forecast: what it loses if one layer alone becomes binary,
+    untrained. On training images, so that reported ones are not chosen on. With --budget, or with a model
+    --points, ends in the lines of a recipe. Interrupted, it continues.
 
     bnnpp analyze runs/resnet20-bnn++-bw/model.safetensors --budget 80KiB
 
@@ -73,7 +73,7 @@ def analyze(
 
     asked = Asked(
         images=images,
-        batch_size=batch_size or Asked.batch_size,
+        batch_size=batch_size,
         by_block=by == "block",
         budget=size,
         points=points,

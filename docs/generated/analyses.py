@@ -20,17 +20,30 @@ def analyses() -> str:
     """Return what the layers that `bnnpp analyze` names gain, beside as many bytes drawn at random."""
     if not _kept():
         return "No analysis is stored yet."
-    heads = ("kept float beside the first layer and the head", "KiB more", "top-1", "loss")
+    heads = ("kept float beside the first layer and the head", "KiB more", "n", "top-1", "loss")
     parts = []
     for each in _kept():
-        rows = [(row["kept"], f"{row['bytes'] / 1024:.1f}", *_top1_and_loss(row)) for row in each["rows"]]
+        rows = [
+            (row["kept"], f"{row['bytes'] / 1024:.1f}", str(len(row["runs"])), *_over_seeds(row["runs"]))
+            for row in each["rows"]
+        ]
         trained = "not trained" if each["method"] == "ptq" else f"{each['epochs']} epochs"
         what = f"`{each['network']}`, task `{each['task']}`, `{each['method']}`, {trained}"
         images = f"{each['train_images']:,} training and {each['val_images']:,} validation images"
         of = "a trained file" if each["kind"] == "file" else "a forecast"
         head = f"{what}, {images}; named by {of} for {each['budget'] / 1024:.0f} KiB more."
-        parts.append(f"{head}\n\n{table(heads, rows, right=3)}")
+        parts.append(f"{head}\n\n{table(heads, rows, right=4)}")
     return "\n\n".join(parts)
+
+
+def _over_seeds(runs: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """Return the mean and half the range of top-1 and of the loss."""
+    return _spread([run["top1"] for run in runs], 2), _spread([run["loss"] for run in runs], 4)
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    around = f" ± {(max(values) - min(values)) / 2:.{digits}f}" if len(values) > 1 else ""
+    return f"{sum(values) / len(values):.{digits}f}{around}"
 
 
 def _top1_and_loss(score: Mapping[str, Any]) -> tuple[str, str]:
