@@ -158,6 +158,9 @@ def test_a_file_is_analysed_interrupted_continued_and_ends_in_lines_for_a_recipe
     pairs = ("--set", f"layers.keep_float={json.dumps(keep)}", "--method", "ptq")
     done = bnnpp("binarize", "digits_resnet", "--dataset", "digits", *pairs, "-o", "kept")
     assert abs(done.packed.stat().st_size - again["choice"]["bytes"]) < 0.02 * size, "the size was foretold"
+    tight = bnnpp(*words, "--budget", document["bytes"] + 10)
+    assert "nothing that gains fits into the --budget: the smallest layer or block takes" in tight.err
+    assert yaml.safe_load(tight.out)["layers"]["keep_float"] == ["first", "head"]
 
 
 def test_a_float_model_is_forecast(bnnpp, empty):

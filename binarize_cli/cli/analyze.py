@@ -148,4 +148,9 @@ def _tell_choice(document: dict[str, Any]) -> None:
         top1 = f"top-1 {before['top1']:.2f} -> {choice['score']['top1']:.2f} ({gained:+.2f}), "
     sizes = f"{size(document['bytes'])} -> {size(choice['bytes'])}"
     say(f"{len(choice['layers'])} layers float together: {top1}{sizes}")
+    if not choice["layers"]:
+        least = min(gain["bytes"] for gain in document["gains"])
+        say(
+            f"nothing that gains fits into the --budget; the smallest layer or block takes {size(least)} more"
+        )
     result(choice["snippet"].rstrip())
