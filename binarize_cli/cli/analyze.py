@@ -150,7 +150,5 @@ def _tell_choice(document: dict[str, Any]) -> None:
     say(f"{len(choice['layers'])} layers float together: {top1}{sizes}")
     if not choice["layers"]:
         least = min(gain["bytes"] for gain in document["gains"])
-        say(
-            f"nothing that gains fits into the --budget; the smallest layer or block takes {size(least)} more"
-        )
+        say(f"nothing that gains fits into the --budget: the smallest layer or block takes {size(least)}")
     result(choice["snippet"].rstrip())

@@ -117,19 +117,26 @@ def spread(values: Sequence[float | None]) -> dict[str, Any] | None:
 
 
 def _tell_apart(rows: Sequence[dict[str, Any]], firsts: Sequence[Result]) -> None:
-    """Add to labels that several rows have what differs: the task, the model, the data, a recipe's keys."""
-    alike: dict[str, list[int]] = {}
-    for place, row in enumerate(rows):
-        alike.setdefault(row["row"], []).append(place)
-    for places in (places for places in alike.values() if len(places) > 1):
-        facts = [_facts(firsts[place]) for place in places]
-        keys = [
-            key for key in dict.fromkeys(k for f in facts for k in f) if len({f.get(key) for f in facts}) > 1
-        ]
-        shown = [key for key in keys if key in PLAIN] + [key for key in keys if key not in PLAIN][:3]
-        for place, own in zip(places, facts, strict=True):
-            words = [own[key] if key in PLAIN else f"{key}={own.get(key, '-')}" for key in shown]
-            rows[place]["row"] += " " + " ".join(words)
+    """Add to labels that several rows have what differs: task, model, data, or else a recipe's keys."""
+    facts = [_facts(first) for first in firsts]
+    for places in _alike([row["row"] for row in rows]):
+        plain = [key for key in PLAIN if len({facts[place][key] for place in places}) > 1]
+        for place in places:
+            rows[place]["row"] = " ".join([rows[place]["row"], *(facts[place][key] for key in plain)])
+    for places in _alike([row["row"] for row in rows]):
+        every = dict.fromkeys(key for place in places for key in facts[place])
+        keys = [key for key in every if len({facts[place].get(key) for place in places}) > 1][:3]
+        for place in places:
+            words = (f"{key}={facts[place].get(key, '-')}" for key in keys)
+            rows[place]["row"] = " ".join([rows[place]["row"], *words])
+
+
+def _alike(labels: Sequence[str]) -> list[list[int]]:
+    """Return the places of each label that stands at several."""
+    places: dict[str, list[int]] = {}
+    for place, each in enumerate(labels):
+        places.setdefault(each, []).append(place)
+    return [found for found in places.values() if len(found) > 1]
 
 
 PLAIN = ("task", "model", "data")
