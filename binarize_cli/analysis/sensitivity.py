@@ -22,20 +22,20 @@ from typing import cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from binarize_cli.analysis.choice import FLOAT_BYTES, Gain, Score, Unit
 from binarize_cli.binarize.layers import is_candidate
 from binarize_cli.binarize.prepare import make_binary
 from binarize_cli.binarize.select import Layer
-from binarize_cli.device import place
+from binarize_cli.device import full_float32, place
 from binarize_cli.evaluation import measure
 from binarize_cli.packed.bits import pack, unpack
 from binarize_cli.packed.check import BITS
 from binarize_cli.packed.format import PackedFile
 from binarize_cli.packed.runtime import rebuild
 from binarize_cli.recipe import Recipe
+from binarize_cli.training.objective import distillation
 from binarize_cli.training.teacher import block_names
 
 Batch = tuple[Tensor, Tensor]
@@ -77,22 +77,26 @@ class Trained:
 
     def gains(self, units: Sequence[Unit], base: Score) -> Iterator[Gain]:
         """Yield what signs at wrong places cost in each unit; every batch sees others of them."""
-        own = [self._answers(self.file, images) for images, _ in self.judge]
+        own = torch.cat([self._logits(self.file, images) for images, _ in self.judge])
         targets = torch.cat([targets for _, targets in self.judge])
         for unit in units:
-            wrong = [
-                self._answers(with_moved_signs(self.file, unit.layers, draw), images)
-                for draw, (images, _) in enumerate(self.judge)
-            ]
-            moved = F.kl_div(torch.cat(wrong), torch.cat(own), reduction="batchmean", log_target=True)
-            right = torch.cat(wrong).argmax(1) == targets
-            points = base.top1 - 100 * float(right.float().mean())
-            yield Gain(unit.name, unit.layers, unit.bytes, round(points, 4), round(float(moved), 6))
+            answers = torch.cat(
+                [
+                    self._logits(with_moved_signs(self.file, unit.layers, draw), images)
+                    for draw, (images, _) in enumerate(self.judge)
+                ]
+            )
+            right = (answers.argmax(1) == targets).float()
+            moved = round(float(distillation(answers, own, temperature=1.0)), 6)
+            yield Gain(
+                unit.name, unit.layers, unit.bytes, round(base.top1 - 100 * float(right.mean()), 4), moved
+            )
 
     @torch.inference_mode()
-    def _answers(self, file: PackedFile, images: Tensor) -> Tensor:
-        """Return the logarithms of the probabilities that a file gives, (images, classes)."""
-        return F.log_softmax(place(rebuild(file), self.device)(images).float(), dim=1)
+    def _logits(self, file: PackedFile, images: Tensor) -> Tensor:
+        """Return what a file answers, (images, classes), in float32 as it is scored."""
+        with full_float32(self.device):
+            return place(rebuild(file), self.device)(images).float()
 
 
 def with_moved_signs(file: PackedFile, names: Sequence[str], seed: int) -> PackedFile:
@@ -112,8 +116,8 @@ def exchanged(signs: np.ndarray, draw: np.random.Generator) -> np.ndarray:
     pairs = np.floor(MOVED / 2 * signs.shape[1] + draw.random(len(signs)))  # a twentieth, on average
     pairs = np.minimum(pairs, np.minimum(plus.sum(1), (~plus).sum(1)))[:, None]
     order = draw.random(signs.shape)
-    first = [np.where(kind, order, 2).argsort(1).argsort(1) < pairs for kind in (plus, ~plus)]
-    return np.where(first[0] | first[1], -signs, signs)
+    moved = [np.where(kind, order, 2).argsort(1).argsort(1) < pairs for kind in (plus, ~plus)]
+    return np.where(moved[0] | moved[1], -signs, signs)
 
 
 # --- a float model ---

@@ -39,7 +39,7 @@ class Asked:
     images: int = 512
     """To measure on."""
     batch_size: int = 32
-    """Of a file, other signs are wrong for every batch: small ones even out which."""
+    """Every batch of a file sees other signs at wrong places: the smaller, the more are tried."""
     by_block: bool = False
     budget: int | None = None
     """The file's size in bytes, at most."""

@@ -119,16 +119,14 @@ def spread(values: Sequence[float | None]) -> dict[str, Any] | None:
 def _tell_apart(rows: Sequence[dict[str, Any]], firsts: Sequence[Result]) -> None:
     """Add to labels that several rows have what differs: task, model, data, or else a recipe's keys."""
     facts = [_facts(first) for first in firsts]
-    for places in _alike([row["row"] for row in rows]):
-        plain = [key for key in PLAIN if len({facts[place][key] for place in places}) > 1]
-        for place in places:
-            rows[place]["row"] = " ".join([rows[place]["row"], *(facts[place][key] for key in plain)])
-    for places in _alike([row["row"] for row in rows]):
-        every = dict.fromkeys(key for place in places for key in facts[place])
-        keys = [key for key in every if len({facts[place].get(key) for place in places}) > 1][:3]
-        for place in places:
-            words = (f"{key}={facts[place].get(key, '-')}" for key in keys)
-            rows[place]["row"] = " ".join([rows[place]["row"], *words])
+    of_recipes = [key for key in dict.fromkeys(key for own in facts for key in own) if key not in PLAIN]
+    for kind, most in ((PLAIN, len(PLAIN)), (of_recipes, 3)):
+        for places in _alike([row["row"] for row in rows]):
+            keys = [key for key in kind if len({facts[place].get(key) for place in places}) > 1][:most]
+            for place in places:
+                told = ((key, facts[place].get(key, "-")) for key in keys)
+                words = [text if key in PLAIN else f"{key}={text}" for key, text in told]
+                rows[place]["row"] = " ".join([rows[place]["row"], *words])
 
 
 def _alike(labels: Sequence[str]) -> list[list[int]]:

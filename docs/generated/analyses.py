@@ -42,12 +42,9 @@ def _over_seeds(runs: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
 
 
 def _spread(values: Sequence[float], digits: int) -> str:
+    """Return `0.5371 ± 0.0035`: losses need more digits than per cents, which `spread` rounds."""
     around = f" ± {(max(values) - min(values)) / 2:.{digits}f}" if len(values) > 1 else ""
     return f"{sum(values) / len(values):.{digits}f}{around}"
-
-
-def _top1_and_loss(score: Mapping[str, Any]) -> tuple[str, str]:
-    return f"{score['top1']:.2f}", f"{score['loss']:.4f}"
 
 
 def store_analyses(files: Sequence[Path]) -> None:
@@ -66,7 +63,7 @@ def search() -> str:
     """Return the runs by which the default recipe was chosen, the best first."""
     document = json.loads(SEARCH.read_text(encoding="utf-8"))
     rows = [
-        (f"`{each['flags']}`", *reversed(_top1_and_loss(each)), f"{each['flips']:.2f}")
+        (f"`{each['flags']}`", *reversed(_over_seeds([each])), f"{each['flips']:.2f}")
         for each in sorted(document["rows"], key=lambda each: -each["top1"])
     ]
     heads = ("flags", "loss", "top-1", "flips %")
