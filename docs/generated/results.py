@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,11 @@ def stored() -> list[Result]:
     return [result for _, result in read_results(files)] if files else []
 
 
-def setting(result: Result) -> tuple[str, str, int, str, str, str]:
-    """Return what must be the same within one table: model, data, epochs, precision, selection, machine."""
+Setting = tuple[str, str, int, str, str]
+
+
+def setting(result: Result) -> Setting:
+    """Return what must be the same within one table: model, data, epochs, precision, selection."""
     facts, train = result["provenance"], result["recipe"]["train"]
     images = f"{result['data']['name']} ({result['data']['train_images']:,} training images)"
     epochs = train["epochs"]
@@ -35,8 +38,21 @@ def setting(result: Result) -> tuple[str, str, int, str, str, str]:
         epochs,
         facts.get("precision", "unknown"),
         train.get("select", "val"),
-        facts.get("machine") or facts.get("device", "unknown"),
     )
+
+
+def machines(group: Iterable[Result]) -> str:
+    """Return the machines on which these runs took place, in words.
+
+    >>> machines([{"provenance": {"machine": m}} for m in ("B, 1 thread", "A, 1 thread", "C, 2 threads")])
+    'A and B, 1 thread; C, 2 threads'
+    """
+    by_threads: dict[str, set[str]] = defaultdict(set)
+    for facts in (result["provenance"] for result in group):
+        name, _, threads = (facts.get("machine") or facts.get("device", "unknown")).partition(", ")
+        by_threads[threads].add(name)
+    parts = [(" and ".join(sorted(names)), threads) for threads, names in sorted(by_threads.items())]
+    return "; ".join(", ".join(filter(None, part)) for part in parts)
 
 
 def label(result: Result) -> str:
@@ -61,10 +77,10 @@ SELECTION = {
 }
 
 
-def _section(key: tuple[str, str, int, str, str, str], group: Sequence[Result]) -> str:
-    model, data, epochs, precision, select, machine = key
+def _section(key: Setting, group: Sequence[Result]) -> str:
+    model, data, epochs, precision, select = key
     base = sorted({f"{r['accuracy']['float']['top1']:.2f}" for r in group if r["accuracy"]["float"]})
-    facts = [f"{precision}", SELECTION.get(select, select), f"on {machine}"]
+    facts = [f"{precision}", SELECTION.get(select, select), f"on {machines(group)}"]
     if base:
         facts.append(f"float model {' or '.join(base)}")
     runs = {task: [Run(r, label=label(r)) for r in group if r["task"] == task] for task in TASKS}
@@ -155,5 +171,6 @@ def store(places: Sequence[Path]) -> None:
     for _, result in read_results(places):
         model, precision = result["model"].split("/")[-1], result["provenance"]["precision"]
         words = (model, result["data"]["name"], *label(result).split(), result["task"], precision)
-        name = "-".join((*words, f"{result['recipe']['train']['epochs']}epochs", f"seed{result['seed']}"))
-        (RESULTS / f"{name.replace('/', '-')}.json").write_text(as_json(result), encoding="utf-8")
+        words += (f"{result['recipe']['train']['epochs']}epochs", f"seed{result['seed']}")
+        name = re.sub(r"[^\w.=+-]+", "-", "-".join(words))
+        (RESULTS / f"{name}.json").write_text(as_json(result), encoding="utf-8")
