@@ -272,3 +272,24 @@ def test_the_maps_work_around_any_optimizer(name, optimizer):
         assert torch.equal(found, torch.ones_like(found)), "mapped after the step"
     else:
         assert ((found - 1).abs() < 0.1).all() and not torch.equal(found, torch.ones_like(found))
+
+
+@pytest.mark.parametrize("name", ["pq", "rpc"])
+def test_a_sign_can_change_once_the_weights_are_hardened(name):
+    quantizer = literal(name)
+    net = nn.Module()
+    net.weight = LatentWeight(torch.tensor(START[:, None]), quantizer)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.2)
+
+    def ten_steps_towards_other_signs() -> torch.Tensor:
+        for _ in range(10):
+            optimizer.zero_grad()
+            (net.weight() * torch.tensor(np.sign(START)[:, None])).sum().backward()
+            with update_rule(net):
+                optimizer.step()
+        return torch.sign(net.weight.latent.detach()[:, 0])
+
+    quantizer.move_to(Moment(1.0))
+    assert torch.equal(ten_steps_towards_other_signs(), torch.tensor(np.sign(START)))
+    quantizer.move_to(Moment(1.0, "hard"))
+    assert torch.equal(ten_steps_towards_other_signs(), -torch.tensor(np.sign(START)))

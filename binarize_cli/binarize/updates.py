@@ -16,7 +16,8 @@ def update_rule(net: nn.Module) -> Iterator[None]:
 
     forward-backward: none; F and B have done it all. map-before-step (reverse ProxConnect): the gradient
     was taken at the latent weights, the step starts from the mapped ones. map-after-step (ProxQuant): the
-    weights that the step arrived at are mapped.
+    weights that the step arrived at are mapped. From hardening on no map is applied: a map that has ended in
+    signs puts back, step by step, every weight that is on its way through zero.
     """
     _map(net, "map-before-step")
     yield
@@ -24,7 +25,8 @@ def update_rule(net: nn.Module) -> Iterator[None]:
 
 
 def _map(net: nn.Module, rule: str) -> None:
-    """Map, in place, the latents whose method has this rule."""
+    """Map, in place, the latents whose method has this rule, until they are hardened."""
     for _, weight in latent_weights(net):
-        if weight.quantizer.method.update == rule:
-            weight.quantizer.map_(weight.latent)
+        quantizer = weight.quantizer
+        if quantizer.method.update == rule and quantizer.mode == "soft":
+            quantizer.map_(weight.latent)
