@@ -283,7 +283,7 @@ def make_hard(run: Run) -> None:
     The hard network is scored before the rest is rounded, the packed file after: the report has both.
     """
     if run.binary:
-        run.binary.harden()
+        run.binary.enter(run.binary.phase.hardened())
     if run.reestimates and run.binary:  # of few images a rank may have no batch
         batches = run.batches.train.epoch(0)
         run.batchnorm = reestimate_if_better(run.net, batches, run.device, run.score_held_out)

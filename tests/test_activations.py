@@ -491,7 +491,7 @@ def test_activations_first_keeps_float_weights_and_then_the_inputs_stay_at_the_e
     second = PhasePlan("binary", steps=10, harden=0.5, inputs_frozen=True).start()
     for quantizer in (weights, *inputs):
         quantizer.enter(second)
-    assert float(inputs.images.values["mu"]) == 300 and float(weights.values["mu"]) == 5
+    assert float(inputs.images.values["mu"]) == 60 and float(weights.values["mu"]) == 5
 
 
 # --- the command line --------------------------------------------------------------------------------------

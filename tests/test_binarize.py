@@ -431,7 +431,7 @@ def test_the_layers_of_a_network_share_a_quantizer_and_a_copy_has_one_of_its_own
     assert net.mix.source.quantizer is net.block[0].source.quantizer
     assert twin.mix.source.quantizer is twin.block[0].source.quantizer is not net.mix.source.quantizer
     set_phase(twin, Phase.at(1.0))
-    assert float(twin.mix.source.quantizer.values["mu"]) == 300
+    assert float(twin.mix.source.quantizer.values["mu"]) == 60
     assert float(net.mix.source.quantizer.values["mu"]) == 5
     assert twin.mix.source.latent is not net.mix.source.latent
 

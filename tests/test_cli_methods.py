@@ -67,12 +67,12 @@ def test_card(name):
 
 def test_card_as_json():
     card = json.loads(run("methods", "bnn++", "--json"))
-    assert card["schedules"]["mu"] == {"start": 5.0, "end": 300.0, "shape": "log"}
+    assert card["schedules"]["mu"] == {"start": 5.0, "end": 60.0, "shape": "log"}
     assert card["normalize"] == METHODS["bnn++"].normalize
     assert json.loads(run("methods", "ptq", "--json"))["B"] is None
 
 
-MIDDLE = 5**0.5 * 300**0.5  # mu of bnn++ in the middle of its schedule
+MIDDLE = 5**0.5 * 60**0.5  # mu of bnn++ in the middle of its schedule
 
 
 @pytest.mark.parametrize("spelling", [["--at", "-1,-0.03,0,0.03,1"], ["--at=-1,-0.03,0,0.03,1"]])

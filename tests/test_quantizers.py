@@ -199,7 +199,7 @@ TABLE = {  # method -> F, B, update, schedule; bnn++'s end is ours to choose
     "bc": (sign, np.ones_like, "forward-backward", {}),
     "bnn": (sign, box, "forward-backward", {}),
     "bnn+": (sign, sign_swish_slope, "forward-backward", {"mu": (5, 5)}),
-    "bnn++": (sign_swish, sign_swish_slope, "forward-backward", {"mu": (5, 300)}),
+    "bnn++": (sign_swish, sign_swish_slope, "forward-backward", {"mu": (5, 60)}),
     "pc": (linear_quantizer, np.ones_like, "forward-backward", {"rho": (0.01, 10)}),
 }
 

@@ -161,7 +161,7 @@ def test_page_holds_the_numbers(page):
         "from 93.06 to 94.44, so the new statistics were kept",
         "kept: epoch 30",
         "start: mu = 5",
-        "end: mu = 300",
+        "end: mu = 60",
         "5,308,416 binary weights",
         "blocks.0-11.attn.qkv x12",
         "c0ffee12",
@@ -317,7 +317,7 @@ def test_worst_table():
 def test_curves():
     method = find_method("bnn++")
     curves = sample(method, method.schedules, 10)
-    assert [c.label for c in curves.lines] == ["start: mu = 5", "middle: mu = 38.7", "end: mu = 300"]
+    assert [c.label for c in curves.lines] == ["start: mu = 5", "middle: mu = 17.3", "end: mu = 60"]
     assert [c.peak for c in curves.lines] == pytest.approx([5, 1500**0.5, 300])
     assert all(c.backward.max() == 1 for c in curves.lines)
     assert curves.reach == pytest.approx(0.3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import signal
 import subprocess
@@ -15,9 +16,10 @@ import torch
 from torch import nn
 
 from binarize_cli.binarize.batchnorm import reestimate, reestimate_if_better
-from binarize_cli.binarize.convert import binary_weights
+from binarize_cli.binarize.convert import binary_weights, to_latents
 from binarize_cli.binarize.layers import BinaryLinear
 from binarize_cli.binarize.prepare import quantizers
+from binarize_cli.binarize.respread import respread
 from binarize_cli.binarize.weights import LatentWeight
 from binarize_cli.device import autocast_type, find_device
 from binarize_cli.errors import Diverged, InputError, Interrupted
@@ -262,11 +264,11 @@ def test_f_is_sign_in_the_last_share_and_the_schedule_is_through_just_before(
     rows = fine_tuning.run()
     hard, mu, is_sign = zip(*seen, strict=True)
     assert len(seen) == 20 and list(hard) == list(is_sign) == [False] * soft + [True] * (20 - soft)
-    assert mu[0] == 5.0 and mu[soft - 1] == 300.0 and set(mu[soft:]) <= {300.0}
+    assert mu[0] == 5.0 and mu[soft - 1] == 60.0 and set(mu[soft:]) <= {60.0}
     factors = np.array(mu[1:soft]) / mu[: soft - 1]
     np.testing.assert_allclose(factors, factors[0], rtol=1e-4)
     assert (rows[0].parameters, rows[0].hard) == ({"mu": 5.0}, False)
-    assert (rows[-1].parameters, rows[-1].hard) == ({"mu": 300.0}, harden > 0)
+    assert (rows[-1].parameters, rows[-1].hard) == ({"mu": 60.0}, harden > 0)
 
 
 @pytest.mark.parametrize(("method", "fresh"), [("bnn++", True), ("pc", True), ("bc", False), ("bnn", False)])
@@ -288,6 +290,40 @@ def test_hardening_starts_afresh_where_f_was_soft(method, fresh, make_trainer, t
     assert ages == [0, 1, 2, 3, *([0, 1, 2, 3] if fresh else [4, 5, 6, 7])]
     last = torch.full_like(x, quantizer.normalize) if fresh else quantizer.method.B(x, quantizer.values)
     assert all(torch.equal(slope, last) for slope in slopes[4:])
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_respread_keeps_signs_order_and_means_and_makes_the_weights_normal(layout):
+    net = nn.Sequential(nn.Conv2d(64, 5, 3)).to(memory_format=layout)
+    made = to_latents(net, ["0"], quantizers(Recipe(method="bnn++"))[0])
+    latent = made[0].source.latent
+    with torch.no_grad():
+        latent.copy_(latent.sign() * (1 + latent.abs()))  # none near zero, as a soft F leaves them
+        latent[0, 0, 0, 0] = -0.0
+    before = latent.detach().clone()
+    signs = made[0].source.signs().clone()
+    respread(made)
+    assert torch.equal(made[0].source.signs(), signs) and latent.stride() == before.stride()
+    rows, old = latent.detach().abs().flatten(1).numpy(), before.abs().flatten(1).numpy()
+    np.testing.assert_allclose(rows.mean(1), old.mean(1), rtol=1e-5)
+    for row, was in zip(rows, old, strict=True):
+        in_order = row[np.argsort(was, kind="stable")]
+        assert (np.diff(in_order) > 0).all()
+        mean = (2 / math.pi) ** 0.5  # of |normal|
+        for share in (0.1, 0.3, 2.0):
+            below = math.erf(share * mean / 2**0.5)
+            assert (in_order < share * row.mean()).mean() == pytest.approx(below, abs=5e-3)
+
+
+def test_a_network_is_respread_once_and_only_if_f_was_soft(make_trainer, tmp_path):
+    for method, moved in (("bnn++", True), ("bc", False)):
+        binary = make_trainer(tmp_path / method, method).binary
+        latent = next(weight.latent for _, weight in binary_weights(binary.net))
+        seen = [latent.detach().clone()]
+        for _ in range(2):
+            binary.harden()
+            seen.append(latent.detach().clone())
+        assert torch.equal(seen[0], seen[1]) is not moved and torch.equal(seen[1], seen[2])
 
 
 # --- bookkeeping of the loop -----------------------------------------------------------------------------

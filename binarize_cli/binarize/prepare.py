@@ -29,6 +29,7 @@ from binarize_cli.binarize.quantizer import (
     ActivationQuantizers,
     WeightQuantizer,
 )
+from binarize_cli.binarize.respread import respread
 from binarize_cli.binarize.rounding import round_floats
 from binarize_cli.binarize.select import Layer, count_macs, select
 from binarize_cli.binarize.updates import update_rule
@@ -68,7 +69,9 @@ class BinaryNetwork:
         self.enter(Phase.at(progress))
 
     def harden(self) -> None:
-        """Make F sign from now on. Training may go on: it is the hardening phase then."""
+        """Make F sign from now on, and respread latents whose F was soft. Training may go on."""
+        if self.phase.weights.mode == "soft" and self.quantizer.has_soft_phase:
+            respread(self.net)
         self.enter(self.phase.hardened())
 
     def step(self, optimizer: Optimizer) -> None:

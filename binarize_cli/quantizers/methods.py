@@ -84,7 +84,7 @@ _ENTRIES = (
         update="forward-backward",
         source="Lu et al. 2023 (arXiv 2402.17710), BNN++; the end of the schedule is ours",
         when="the default: starts as the float network and hardens into the binary one",
-        schedules={"mu": Schedule(5.0, 300.0, "log")},
+        schedules={"mu": Schedule(5.0, 60.0, "log")},
     ),
     Method(
         name="pc",

@@ -14,6 +14,7 @@ from binarize_cli import ranks
 from binarize_cli.binarize.convert import latent_weights
 from binarize_cli.binarize.phase import Phase, set_phase
 from binarize_cli.binarize.prepare import BinaryNetwork
+from binarize_cli.binarize.respread import respread
 from binarize_cli.binarize.updates import update_rule
 from binarize_cli.device import autocast_type, compiled
 from binarize_cli.recipe import Train
@@ -141,7 +142,7 @@ class Step:
         self._seed(number)
         self.advance(number)
         if self.binary and self.binary.quantizer.has_soft_phase and self.phases.hardens_at(number):
-            self._forget_latents()
+            self._begin_anew()
         self.optimizer.zero_grad(set_to_none=True)
         loss, inputs = self._gradient(batches, number)
         self.scaler.unscale_(self.optimizer)
@@ -189,7 +190,8 @@ class Step:
         if self.binary:
             self.enter(self.phases.at(number))
 
-    def _forget_latents(self) -> None:
-        """Drop the optimizer's moments of the latents: gradients of the soft pair are of another size."""
+    def _begin_anew(self) -> None:
+        """Respread the latents, and drop their moments: gradients of the soft pair are of another size."""
+        respread(self.net)
         for _, weight in latent_weights(self.net):
             self.optimizer.state.pop(weight.latent, None)
