@@ -60,11 +60,18 @@ def _kept() -> list[dict[str, Any]]:
 
 
 def search() -> str:
-    """Return the runs by which the default recipe was chosen, the best first."""
-    document = json.loads(SEARCH.read_text(encoding="utf-8"))
-    rows = [
-        (f"`{each['flags']}`", *reversed(_over_seeds([each])), f"{each['flips']:.2f}")
-        for each in sorted(document["rows"], key=lambda each: -each["top1"])
-    ]
-    heads = ("flags", "loss", "top-1", "flips %")
-    return f"Setting: {document['setting']}.\n\n{table(heads, rows, right=3)}"
+    """Return the runs by which the default recipe was chosen, the lowest loss first."""
+    heads = ("flags or recipe", "n", "top-1", "loss", "flips %")
+    parts = []
+    for each in json.loads(SEARCH.read_text(encoding="utf-8"))["searches"]:
+        rows = [
+            (row["recipe"], str(len(row["runs"])), *_over_seeds(row["runs"]), _spread(flips, 2))
+            for row in sorted(each["rows"], key=_loss)
+            if (flips := [run["flips"] for run in row["runs"]])
+        ]
+        parts.append(f"Setting: {each['setting']}.\n\n{table(heads, rows, right=4)}")
+    return "\n\n".join(parts)
+
+
+def _loss(row: Mapping[str, Any]) -> float:
+    return sum(run["loss"] for run in row["runs"]) / len(row["runs"])
