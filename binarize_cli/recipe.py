@@ -296,7 +296,7 @@ def effective_schedules(recipe: Recipe) -> dict[str, Schedule]:
     """Return the schedules of the weights: the recipe's if it names them, else the method's own.
 
     >>> effective_schedules(Recipe(method="bnn++"))
-    {'mu': Schedule(start=5.0, end=300.0, shape='log')}
+    {'mu': Schedule(start=5.0, end=60.0, shape='log')}
     """
     own = {name: span.schedule() for name, span in recipe.quantizer.schedules.items()}
     return {**effective_method(recipe).schedules, **own}

@@ -283,7 +283,7 @@ def test_attention_of_another_form_is_left_alone_and_refuses_to_guess():
 
 def reference_F(method: str, progress: float):
     """F at a progress, from its formula."""
-    mu, rho = 5 * 60**progress, 0.01 + 9.99 * progress
+    mu, rho = 5 * 12**progress, 0.01 + 9.99 * progress
 
     def sign(x):
         return np.where(x < 0, -1.0, 1.0)
@@ -421,7 +421,7 @@ def test_parameters_move_in_place_in_0d_tensors():
     q = quantizer("bnn++")
     tensor = q.values["mu"]
     q.move_to(Moment(0.5))
-    assert tensor is q.values["mu"] and tensor.shape == () and tensor.item() == pytest.approx(1500**0.5)
+    assert tensor is q.values["mu"] and tensor.shape == () and tensor.item() == pytest.approx(300**0.5)
 
 
 def test_the_layers_of_a_network_share_a_quantizer_and_a_copy_has_one_of_its_own():

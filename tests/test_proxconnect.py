@@ -279,7 +279,7 @@ def test_a_sign_can_change_once_the_weights_are_hardened(name):
     quantizer = literal(name)
     net = nn.Module()
     net.weight = LatentWeight(torch.tensor(START[:, None]), quantizer)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.2)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.15)
 
     def ten_steps_towards_other_signs() -> torch.Tensor:
         for _ in range(10):
@@ -289,7 +289,8 @@ def test_a_sign_can_change_once_the_weights_are_hardened(name):
                 optimizer.step()
         return torch.sign(net.weight.latent.detach()[:, 0])
 
+    signs = torch.tensor(np.sign(START)).float()
     quantizer.move_to(Moment(1.0))
-    assert torch.equal(ten_steps_towards_other_signs(), torch.tensor(np.sign(START)))
+    assert torch.equal(ten_steps_towards_other_signs(), signs)
     quantizer.move_to(Moment(1.0, "hard"))
-    assert torch.equal(ten_steps_towards_other_signs(), -torch.tensor(np.sign(START)))
+    assert torch.equal(ten_steps_towards_other_signs(), -signs)

@@ -14,7 +14,8 @@ def respread(net: nn.Module) -> None:
 
     Signs, the order of the magnitudes, and the mean |w*| of a channel (so alpha too) stay. A soft F drives
     latents away from zero: with BNN++ 8% of a ResNet-20's ended below 0.3 mean |w*|, where float weights have
-    19%, and in the hardened epochs a quarter as many signs changed as with BinaryConnect.
+    19%, and in the hardened epochs a quarter as many signs changed as with BinaryConnect. Equal magnitudes,
+    which a proximal map leaves, are ranked by position.
     """
     for _, weight in latent_weights(net):
         latent = weight.latent
