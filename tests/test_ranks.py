@@ -333,7 +333,7 @@ def test_reestimated_statistics_are_the_mean_over_ranks(on_ranks):
 
 # --- training over ranks ---------------------------------------------------------------------------------
 
-# Respreading at the hardening ranks magnitudes: rounding swaps two, and what follows differs. Hence two zeros.
+# Respreading at the hardening ranks magnitudes: rounding can swap two of them. Hence two settings without it.
 SETTINGS = {
     "transformer": {"model": "digits_vit", "method": "bnn++"},
     "BatchNorm": {"model": "digits_resnet", "method": "bnn++", "sync_batchnorm": True, "harden": 0.0},
