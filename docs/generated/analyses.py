@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from binarize_cli.report.results import as_json
@@ -38,13 +39,17 @@ def analyses() -> str:
 
 def _over_seeds(runs: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     """Return the mean and half the range of top-1 and of the loss."""
-    return _spread([run["top1"] for run in runs], 2), _spread([run["loss"] for run in runs], 4)
+    return _spread(_values(runs, "top1"), 2), _spread(_values(runs, "loss"), 4)
+
+
+def _values(runs: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+    return [run[key] for run in runs]
 
 
 def _spread(values: Sequence[float], digits: int) -> str:
     """Return `0.5371 ± 0.0035`: losses need more digits than per cents, which `spread` rounds."""
     around = f" ± {(max(values) - min(values)) / 2:.{digits}f}" if len(values) > 1 else ""
-    return f"{sum(values) / len(values):.{digits}f}{around}"
+    return f"{mean(values):.{digits}f}{around}"
 
 
 def store_analyses(files: Sequence[Path]) -> None:
@@ -64,14 +69,17 @@ def search() -> str:
     heads = ("flags or recipe", "n", "top-1", "loss", "flips %")
     parts = []
     for each in json.loads(SEARCH.read_text(encoding="utf-8"))["searches"]:
-        rows = [
-            (row["recipe"], str(len(row["runs"])), *_over_seeds(row["runs"]), _spread(flips, 2))
-            for row in sorted(each["rows"], key=_loss)
-            if (flips := [run["flips"] for run in row["runs"]])
+        rows = sorted(each["rows"], key=_loss)
+        cells = [
+            (row["recipe"], str(len(row["runs"])), *_over_seeds(row["runs"]), _flips(row)) for row in rows
         ]
-        parts.append(f"Setting: {each['setting']}.\n\n{table(heads, rows, right=4)}")
+        parts.append(f"Setting: {each['setting']}.\n\n{table(heads, cells, right=4)}")
     return "\n\n".join(parts)
 
 
 def _loss(row: Mapping[str, Any]) -> float:
-    return sum(run["loss"] for run in row["runs"]) / len(row["runs"])
+    return mean(_values(row["runs"], "loss"))
+
+
+def _flips(row: Mapping[str, Any]) -> str:
+    return _spread(_values(row["runs"], "flips"), 2)
