@@ -230,7 +230,7 @@ def calibration_images(run: Run) -> list[torch.Tensor]:
 
 
 def fine_tune(run: Run) -> None:
-    """Train, and score the float network, or the soft one at the end of its schedule."""
+    """Train, and score the float network, or the soft one: that of the packed epoch, as it was trained."""
     if not run.method.trains:
         return
     train, frozen = run.recipe.train, False
@@ -239,7 +239,6 @@ def fine_tune(run: Run) -> None:
         frozen = True
     train_stage(run, "binary" if run.binary else "float", train, inputs_frozen=frozen)
     if run.binary:
-        run.binary.enter(run.binary.phase.softened())
         run.accuracy["soft"] = run.score(run.net)
     elif train.epochs or "float" not in run.accuracy:
         run.accuracy["float"] = run.score(run.net)

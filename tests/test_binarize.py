@@ -366,7 +366,7 @@ def test_hard_weights_are_the_signs_times_their_mean_magnitude():
     soft = latent().detach()
     q.move_to(Moment(0.3, "hard"))
     np.testing.assert_allclose(latent().detach().numpy(), expected, rtol=1e-6)
-    q.move_to(q.moment.softened())
+    q.move_to(Moment(0.3, "soft"))
     assert torch.equal(latent(), soft) and (soft.abs() - soft.abs().mean()).abs().max() > 0.1
     np.testing.assert_allclose(latent.hard_scale(), np.abs(w.numpy()).mean((1, 2, 3)), rtol=1e-6)
     assert torch.equal(latent.signs(), torch.where(w < 0, -1.0, 1.0))

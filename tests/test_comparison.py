@@ -51,9 +51,16 @@ def test_rows_of_one_name_are_told_apart_by_what_differs():
 
 def test_a_score_that_a_run_lacks_is_no_mean_of_the_others():
     without = a_result(seed=1)
-    without["accuracy"]["soft"] = None
+    without["accuracy"]["float"] = None
     (row,) = compare_runs([Run(a_result()), Run(without)])["rows"]
-    assert row["soft"] is None and cell(row["soft"]) == "-" and row["packed"]["mean"] == 90
+    assert row["float"] is None and cell(row["float"]) == "-" and row["packed"]["mean"] == 90
+
+
+def test_the_soft_score_is_what_the_log_says_of_the_packed_epoch():
+    curve = {"epoch": [0, 1, 2, 3], "soft": [50.0, 70.0, 80.0, 85.0], "hard": [10.0, 60.0, 75.0, 85.0]}
+    for packed, soft in ((1, 70.0), (3, 85.0)):
+        (row,) = compare_runs([Run(a_result(curve=curve, packed_epoch=packed))])["rows"]
+        assert row["soft"]["mean"] == soft
 
 
 def test_the_tables_have_a_line_a_row_and_say_what_the_error_is():

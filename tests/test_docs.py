@@ -67,6 +67,7 @@ def a_result(top1: float, seed: int, method: str = "bnn++", task: str = "bw", **
         "seconds": 90.0,
         "flips": 0.01,
         "epochs": 3,
+        "packed_epoch": 3,
         "curve": {"epoch": [], "soft": [], "hard": []},
         "provenance": {"precision": "float32", "device": "cpu"},
     }

@@ -425,6 +425,22 @@ def test_the_network_is_left_at_its_best_hard_epoch_and_of_equals_at_the_later(m
     assert not torch.equal(kept[2], kept[4])
 
 
+@pytest.mark.parametrize(("best", "mode"), [(0, "soft"), (1, "soft"), (3, "hard")])
+def test_the_network_is_left_in_the_phase_of_its_epoch(best, mode, make_trainer, tmp_path):
+    calls = []
+
+    def score(net):
+        if not has_latents(net):  # the network of signs, once an epoch
+            calls.append(net)
+        return make_scored(60.0 if len(calls) - 1 == best else 10.0)
+
+    fine_tuning = make_trainer(tmp_path, score=score, images=8, epochs=3, harden=0.4, select="val")
+    rows = fine_tuning.run()
+    assert fine_tuning.position.packed_epoch == best
+    assert fine_tuning.binary.quantizer.mode == mode and rows[best].hard == (mode == "hard")
+    assert fine_tuning.binary.quantizer.parameter_values() == rows[best].parameters
+
+
 def test_the_gradient_is_clipped_to_its_norm(make_trainer, tmp_path):
     norms = []
 

@@ -22,10 +22,6 @@ class Moment:
         """Return this moment with sign for F. What is float stays float."""
         return self if self.mode == "float" else replace(self, mode="hard")
 
-    def softened(self) -> Moment:
-        """Return this moment with the method's own F."""
-        return self if self.mode == "float" else replace(self, mode="soft")
-
 
 @dataclass(frozen=True)
 class Phase:
@@ -46,10 +42,6 @@ class Phase:
     def hardened(self) -> Phase:
         """Return the phase of the network of signs, as it would ship now."""
         return Phase(self.weights.hardened(), self.inputs.hardened())
-
-    def softened(self) -> Phase:
-        """Return the phase of the network that is trained while F is not sign."""
-        return Phase(self.weights.softened(), self.inputs.softened())
 
 
 class PhasedModule(nn.Module):

@@ -10,6 +10,7 @@ import timm
 import yaml
 
 from binarize_cli.errors import printable
+from binarize_cli.report.tables import NETWORKS
 
 DATASETS = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100"}
 """The Hub's names of the datasets that we open by other ones."""
@@ -137,13 +138,7 @@ def without_places(command: str) -> str:
 
 def _body(report: Mapping[str, Any]) -> str:
     model, data, made = report["model"], report["data"], report["provenance"]
-    labels = {
-        "float": "float model",
-        "soft": "soft network (F before it is sign)",
-        "hard": "hard network (signs)",
-        "packed": "packed file",
-    }
-    found = [(labels[key], score) for key, score in report["accuracy"].items() if score]
+    found = [(NETWORKS[key], score) for key, score in report["accuracy"].items() if score]
     licence = front_matter(report)["license"]
     return BODY.format(
         name=model["name"],

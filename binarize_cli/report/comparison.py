@@ -87,7 +87,7 @@ def _row(group: Sequence[Run]) -> dict[str, Any]:
         "seeds": [result["seed"] for result in results],
     }
     for name in NETWORKS:
-        row[name] = spread([(result["accuracy"][name] or {}).get("top1") for result in results])
+        row[name] = spread([_top1(result, name) for result in results])
     row["flips"] = spread([None if r["flips"] is None else 100 * r["flips"] for r in results])
     row["seconds"] = spread([result["seconds"] for result in results])
     row["minutes"] = round(sum(result["seconds"] for result in results) / 60, 1)
@@ -97,6 +97,14 @@ def _row(group: Sequence[Run]) -> dict[str, Any]:
     row["commands"] = [result["command"] for result in results]
     row["reports"] = [run.place for run in group]
     return row
+
+
+def _top1(result: Result, network: str) -> float | None:
+    """Return the top-1 of a network, if it was scored; of the soft one what the log says of its epoch."""
+    curve, packed = result["curve"], result["packed_epoch"]
+    if network == "soft" and packed in curve["epoch"]:
+        return curve["soft"][curve["epoch"].index(packed)]
+    return (result["accuracy"][network] or {}).get("top1")
 
 
 def spread(values: Sequence[float | None]) -> dict[str, Any] | None:

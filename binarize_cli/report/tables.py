@@ -14,7 +14,7 @@ from binarize_cli.report.fold import fold, folded_name, reason
 
 NETWORKS = {
     "float": "float model",
-    "soft": "soft network (F before it is sign)",
+    "soft": "soft network (as it was trained)",
     "hard": "hard network (signs)",
     "packed": "packed file",
 }

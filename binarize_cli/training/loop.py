@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from binarize_cli import ranks
-from binarize_cli.binarize.phase import Phase
 from binarize_cli.binarize.prepare import BinaryNetwork
 from binarize_cli.errors import InputError, Interrupted
 from binarize_cli.evaluation import Measurement
@@ -324,18 +323,12 @@ class Trainer:
             self.step.advance(self.global_step - 1)
 
     def _settle(self) -> None:
-        """Leave the network at the selected epoch, with its schedules run through."""
+        """Leave the network at the selected epoch, and in its phase."""
         chosen = self.step.whole_net().state_dict()
         chosen.update(self.best)  # in place: a state dict holds its modules' versions too
         self.net.load_state_dict(chosen)
         if self.binary:
-            last = self.step.phases.at(max(self.steps - 1, 0)) if self.steps else self.step.phases.start()
-            self.step.enter(_at_end(last))
-
-
-def _at_end(phase: Phase) -> Phase:
-    """Return the phase with its schedules run through."""
-    return Phase(replace(phase.weights, progress=1.0), replace(phase.inputs, progress=1.0))
+            self.step.enter(self.step.phases.after(self.position.packed_epoch * len(self.batches)))
 
 
 def _first_code(asked: Sequence[float]) -> int:

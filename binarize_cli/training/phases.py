@@ -30,14 +30,17 @@ class PhasePlan:
         mode: Mode = "hard" if self.harden > 0 and step >= soft_steps else "soft"
         return self._phase(min(step / max(soft_steps - 1, 1), 1.0), mode)
 
+    def after(self, steps: int) -> Phase:
+        """Return the phase in which so many steps leave the network."""
+        return self.at(steps - 1) if steps else self.start()
+
     def start(self) -> Phase:
         """Return the phase before the first step."""
         return self._phase(0.0, "soft")
 
     def hardens_at(self, step: int) -> bool:
         """Return whether the weights' F becomes sign with this step."""
-        now, before = self.at(step).weights, (self.at(step - 1) if step else self.start()).weights
-        return now.mode == "hard" and before.mode != "hard"
+        return self.at(step).weights.mode == "hard" and self.after(step).weights.mode != "hard"
 
     def _phase(self, progress: float, mode: Mode) -> Phase:
         weights = Moment(progress, "float" if self.stage == "activations" else mode)
