@@ -16,7 +16,19 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from generated import analyses, commands, exports, families, methods, recipes, results, rooms, speed, training
+from generated import (
+    analyses,
+    commands,
+    exports,
+    families,
+    goals,
+    methods,
+    recipes,
+    results,
+    rooms,
+    speed,
+    training,
+)
 from generated.places import ROOT
 
 BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -28,6 +40,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "exports": exports.exports,
     "exports-held": exports.exports_held,
     "families": families.families,
+    "goals": goals.goals,
     "lead": results.lead,
     "method-cards": methods.cards,
     "method-table": methods.method_table,

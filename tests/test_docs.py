@@ -87,6 +87,21 @@ def test_results_are_grouped_by_what_must_be_equal_and_averaged_over_seeds(gener
     assert row in generate.results.results_summary()
 
 
+def test_goals_are_held_against_what_was_measured(generate, monkeypatch):
+    rows = [a_result(97.0, 0), a_result(98.2, 1), a_result(90.0, 0, "bc"), a_result(94.0, 0, task="bwa")]
+    for row in rows:
+        row["epochs"] = 30
+    monkeypatch.setattr(generate.results, "stored", lambda: rows)
+    page = generate.goals.goals()
+    assert "| digits_vit, 30 epochs | `bw` | no more than 0.5 below the float model | 2 |" in page
+    assert "| 97.60 ± 0.60 | yes, by 0.10 |" in page and "| 94.00 | no, by 1.50 |" in page
+    assert (
+        "| digits_vit, 30 epochs | `bwaa` | no more than 3 below the float model | - | - | not run |" in page
+    )
+    rows[1]["command"] += " --set train.lr=1.0"
+    assert "| 1 | 97.00 | no, by 0.50 |" in generate.goals.goals()
+
+
 def test_runs_of_other_settings_are_not_averaged(generate, monkeypatch):
     other = a_result(50.0, 1, lr=1.0)
     other["command"] += " --set train.lr=1.0"

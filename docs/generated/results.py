@@ -112,12 +112,16 @@ def _general(command: str) -> str:
     return re.sub(r"(--(?:weights|data-dir)[ =])\S*/(\S+)", r"\1\2", command)
 
 
+def plain_bnnpp() -> list[Result]:
+    """Return the results of plain `--method bnn++` commands, but for those selected on what they report."""
+    own = [result for result in stored() if result["method"] == "bnn++"]
+    plain = [result for result in own if not re.search(r"--(recipe|set)\b", result["command"])]
+    return [result for result in plain if setting(result)[4] != "val"]
+
+
 def results_summary() -> str:
     """Return the README's table: top-1 of the packed files of plain `--method bnn++` commands."""
-    plain = [
-        r for r in stored() if r["method"] == "bnn++" and not re.search(r"--(recipe|set)\b", r["command"])
-    ]
-    plain = [result for result in plain if setting(result)[4] != "val"]
+    plain = plain_bnnpp()
     cells: dict[tuple[str, str, int], dict[str, list[Mapping[str, Any]]]] = defaultdict(
         lambda: defaultdict(list)
     )
