@@ -202,6 +202,8 @@ class Train(Section):
     """The epoch that is packed: the last, the best on images held out of training, or on those reported."""
     harden: Share = 0.1
     """The last share of the steps, in which F is sign."""
+    harden_inputs: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """The last share of the steps, in which F of binary inputs is sign, if that is more than `harden`."""
     reestimate_batchnorm: bool = True
     """Whether to re-estimate BatchNorm after hardening; kept if it helps on held-out images."""
     hold_out: Share = 0.05

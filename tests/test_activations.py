@@ -494,6 +494,33 @@ def test_activations_first_keeps_float_weights_and_then_the_inputs_stay_at_the_e
     assert float(inputs.images.values["mu"]) == 60 and float(weights.values["mu"]) == 5
 
 
+def test_inputs_may_be_signs_before_weights_are():
+    plan = PhasePlan("binary", steps=20, harden=0.5, harden_inputs=0.9)
+    phases = [plan.at(step) for step in range(20)]
+    modes = [(phase.weights.mode, phase.inputs.mode) for phase in phases]
+    assert modes == [("soft", "soft")] * 2 + [("soft", "hard")] * 8 + [("hard", "hard")] * 10
+    assert phases[1].inputs.progress == phases[9].weights.progress == 1.0 > phases[8].weights.progress
+    assert [phase.is_hard for phase in phases] == [False] * 10 + [True] * 10
+    assert [step for step in range(20) if plan.hardens_at(step)] == [10]
+    always = replace(plan, harden_inputs=1.0)
+    assert {always.at(step).inputs.mode for step in range(20)} | {always.start().inputs.mode} == {"hard"}
+    assert always.start().weights == Moment() and not always.start().is_hard
+    alone = PhasePlan("binary", steps=20, harden=0.5)
+    assert replace(alone, harden_inputs=0.2).at(7) == alone.at(7), "never later than the weights"
+
+
+def test_soft_weights_may_meet_inputs_of_signs():
+    layer, x = binary_linear(recipe()), draw(5, 20)
+    set_phase(layer, Phase(Moment(0.5, "soft"), Moment(1.0, "hard")))
+    w, t, b = (p.detach().numpy() for p in (layer.source.latent, layer.input.threshold, layer.bias))
+    z = 5 * 12**0.5 * w / (10 * np.abs(w).mean(1, keepdims=True))  # mu from 5 to 60 by equal factors
+    s = 1 / (1 + np.exp(-z))
+    swish = 2 * s * (1 + z * (1 - s)) - 1
+    weights = swish * np.abs(w).mean(1, keepdims=True) / np.abs(swish).mean(1, keepdims=True)
+    expected = (0.7 * np.where(x.numpy() < t, -1.0, 1.0) + t) @ weights.T + b
+    np.testing.assert_allclose(layer(x).detach().numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
 # --- the command line --------------------------------------------------------------------------------------
 
 
@@ -525,7 +552,8 @@ def test_from_the_command_to_the_scored_file(model, task, bnnpp, tiny, tmp_path)
 
 
 def test_training_starts_from_the_float_network_although_thresholds_are_taken_off(bnnpp, tmp_path):
-    bnnpp("binarize", "digits_resnet", "--task", "bwa", "--epochs", 0, "-o", tmp_path / "run")
+    soft = ("--set", "train.harden_inputs=0")
+    bnnpp("binarize", "digits_resnet", "--task", "bwa", "--epochs", 0, *soft, "-o", tmp_path / "run")
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["epochs"][0]["soft_top1"] > report["accuracy"]["float"]["top1"] - 5
 

@@ -39,6 +39,11 @@ class Phase:
         """Return the phase in which weights and inputs are at the same moment."""
         return cls(Moment(progress, mode), Moment(progress, mode))
 
+    @property
+    def is_hard(self) -> bool:
+        """Whether F is sign: of the weights or, while these are float, of the inputs."""
+        return (self.inputs if self.weights.mode == "float" else self.weights).mode == "hard"
+
     def hardened(self) -> Phase:
         """Return the phase of the network of signs, as it would ship now."""
         return Phase(self.weights.hardened(), self.inputs.hardened())

@@ -96,7 +96,7 @@ class Trainer:
         self.step = Step(
             net,
             binary=binary,
-            phases=PhasePlan(stage, self.steps, train.harden, inputs_frozen),
+            phases=PhasePlan(stage, self.steps, train.harden, train.harden_inputs, inputs_frozen),
             objective=objective,
             train=train,
             classes=classes,
@@ -212,10 +212,7 @@ class Trainer:
 
     def _hard(self) -> bool:
         """Return whether F is sign now, of the weights or, while these are float, of the inputs."""
-        return self.binary is not None and "hard" in (
-            self.binary.phase.weights.mode,
-            self.binary.phase.inputs.mode,
-        )
+        return self.binary is not None and self.binary.phase.is_hard
 
     def _finish_epoch(self, number: int, display: Display) -> None:
         """Score what was learned, note the row, and keep the network if it is the best and that counts."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from binarize_cli.binarize.phase import Mode, Moment, Phase
+from binarize_cli.binarize.phase import Moment, Phase
 
 Stage = Literal["float", "activations", "binary"]
 
@@ -14,7 +14,8 @@ Stage = Literal["float", "activations", "binary"]
 class PhasePlan:
     """The phases of one stage of training.
 
-    F is the method's own while its schedule runs, and sign in the last `harden` of the steps. In the stage
+    F is the method's own while its schedule runs, and sign in the last `harden` of the steps; of inputs in
+    the last `harden_inputs`, if that is more, with a schedule that is faster by as much. In the stage
     `activations` the weights stay float; with `inputs_frozen` the inputs stay at the end of their schedule.
     """
 
@@ -22,13 +23,14 @@ class PhasePlan:
     steps: int
     harden: float
     """The share of the steps in which F is sign, in [0, 1)."""
+    harden_inputs: float = 0.0
+    """That of the inputs, if it is more, in [0, 1]."""
     inputs_frozen: bool = False
 
     def at(self, step: int) -> Phase:
         """Return the phase of a step, counted from 0."""
-        soft_steps = self.steps * (1 - self.harden)
-        mode: Mode = "hard" if self.harden > 0 and step >= soft_steps else "soft"
-        return self._phase(min(step / max(soft_steps - 1, 1), 1.0), mode)
+        inputs = self._moment(step, max(self.harden, self.harden_inputs))
+        return self._phase(self._moment(step, self.harden), inputs)
 
     def after(self, steps: int) -> Phase:
         """Return the phase in which so many steps leave the network."""
@@ -36,12 +38,20 @@ class PhasePlan:
 
     def start(self) -> Phase:
         """Return the phase before the first step."""
-        return self._phase(0.0, "soft")
+        inputs = Moment(1.0, "hard") if self.harden_inputs == 1 else Moment()
+        return self._phase(Moment(), inputs)
 
     def hardens_at(self, step: int) -> bool:
         """Return whether the weights' F becomes sign with this step."""
         return self.at(step).weights.mode == "hard" and self.after(step).weights.mode != "hard"
 
-    def _phase(self, progress: float, mode: Mode) -> Phase:
-        weights = Moment(progress, "float" if self.stage == "activations" else mode)
-        return Phase(weights, Moment(1.0 if self.inputs_frozen else progress, mode))
+    def _moment(self, step: int, harden: float) -> Moment:
+        soft_steps = self.steps * (1 - harden)
+        if harden > 0 and step >= soft_steps:
+            return Moment(1.0, "hard")
+        return Moment(min(step / max(soft_steps - 1, 1), 1.0))
+
+    def _phase(self, weights: Moment, inputs: Moment) -> Phase:
+        if self.stage == "activations":
+            weights = replace(weights, mode="float")
+        return Phase(weights, replace(inputs, progress=1.0) if self.inputs_frozen else inputs)
