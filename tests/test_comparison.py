@@ -37,6 +37,27 @@ def test_runs_that_differ_in_their_seed_alone_are_one_row():
     assert json.loads(as_json(comparison)) == comparison
 
 
+@pytest.mark.parametrize(
+    ("method", "inputs", "rows"), [("bnn", None, 1), ("bnn", "bnn++", 2), ("pc", None, 2)]
+)
+def test_how_f_hardens_says_nothing_of_methods_whose_f_is_sign(method, inputs, rows):
+    first, second = a_result(method), a_result(method, seed=1)
+    for result, harden in ((first, 0.2), (second, 0.5)):
+        result["recipe"]["activation"] = {"method": inputs}
+        result["recipe"]["train"]["harden"] = harden
+    assert len(compare_runs([Run(first), Run(second)])["rows"]) == rows
+
+
+def test_a_key_that_is_newer_than_a_result_has_its_default_there():
+    old, new, other = (a_result(seed=seed) for seed in range(3))
+    old["recipe"]["train"].pop("harden_inputs", None)
+    new["recipe"]["train"]["harden_inputs"] = 0.0
+    other["recipe"]["train"]["harden_inputs"] = 1.0
+    found = compare_runs([Run(old), Run(new), Run(other)])["rows"]
+    assert [row["seeds"] for row in found] == [[0, 1], [2]]
+    assert [row["row"].split()[-1] for row in found] == ["train.harden_inputs=0.0", "train.harden_inputs=1.0"]
+
+
 def test_rows_of_one_name_are_told_apart_by_what_differs():
     slow, big = a_result(), a_result()
     slow["recipe"] = {**slow["recipe"], "train": {**slow["recipe"]["train"], "lr": 1e-4}}

@@ -18,6 +18,7 @@ from urllib.parse import quote
 from binarize_cli.errors import counted
 from binarize_cli.files import write_text
 from binarize_cli.report.results import NETWORKS, as_json
+from binarize_cli.report.settings import settings
 
 Result = Mapping[str, Any]
 Error = Literal["half-range", "standard-error"]
@@ -60,7 +61,6 @@ def name_of(result: Result) -> str:
 def _kind(run: Run) -> str:
     """Return what runs of one row have in common: all but the seed."""
     result = run.result
-    recipe = {**result["recipe"], "description": "", "train": {**result["recipe"]["train"], "seed": 0}}
     data = result["data"]
     facts = [
         run.label or name_of(result),
@@ -69,7 +69,7 @@ def _kind(run: Run) -> str:
         data["name"],
         data["train_images"],
     ]
-    return json.dumps([*facts, data["fingerprint"], recipe], sort_keys=True)
+    return json.dumps([*facts, data["fingerprint"], settings(result)], sort_keys=True)
 
 
 def _row(group: Sequence[Run]) -> dict[str, Any]:
@@ -153,8 +153,7 @@ def _facts(result: Result) -> dict[str, str]:
     data = result["data"]
     facts = {"task": result["task"], "model": result["model"].partition("/")[2] or result["model"]}
     facts["data"] = f"{data['name']} ({data['train_images']:,})"
-    recipe = _flat({k: v for k, v in result["recipe"].items() if k not in ("description", "task", "method")})
-    recipe.pop("train.seed", None)
+    recipe = _flat({k: v for k, v in settings(result).items() if k not in ("task", "method")})
     return facts | {key: str(value) for key, value in recipe.items()}
 
 

@@ -1,0 +1,32 @@
+"""What of a recipe makes a run another run: the runs of one row of a comparison have it in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from binarize_cli.quantizers.functions import sign
+from binarize_cli.quantizers.methods import METHODS
+from binarize_cli.recipe import Recipe
+
+
+def settings(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a result's recipe without description and seed, and with the defaults of keys newer than it.
+
+    `train.harden` and `train.harden_inputs` are left out for methods whose F is sign all along.
+    """
+    defaults: dict[str, Any] = Recipe().model_dump(mode="json")
+    recipe = {key: _filled(value, defaults.get(key)) for key, value in result["recipe"].items()}
+    unsaid = {"seed", "harden", "harden_inputs"} if _is_sign(result) else {"seed"}
+    recipe["train"] = {key: value for key, value in recipe["train"].items() if key not in unsaid}
+    return {key: value for key, value in recipe.items() if key != "description"}
+
+
+def _filled(section: Any, defaults: Any) -> Any:
+    return {**defaults, **section} if isinstance(section, Mapping) and defaults else section
+
+
+def _is_sign(result: Mapping[str, Any]) -> bool:
+    """Return whether F is sign from the first step, of weights and of inputs."""
+    names = result["method"], result["recipe"].get("activation", {}).get("method") or result["method"]
+    return all(name in METHODS and METHODS[name].forward is sign for name in names)
