@@ -56,7 +56,7 @@ class Quantizer(PhasedModule):
     @property
     def has_soft_phase(self) -> bool:
         """Whether hardening changes the pair: where F is sign all along there is nothing to harden."""
-        return self.method.forward is not sign
+        return not self.method.is_sign
 
     @property
     def is_sign(self) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
 
+from binarize_cli.quantizers.functions import sign
 from binarize_cli.quantizers.schedules import Schedule
 
 Update = Literal["none", "plain", "forward-backward", "map-after-step", "map-before-step"]
@@ -75,6 +76,11 @@ class Method:
     def applies_map(self) -> bool:
         """Whether a proximal map is applied to the weights beside the optimizer's step."""
         return self.update in ("map-after-step", "map-before-step")
+
+    @property
+    def is_sign(self) -> bool:
+        """Whether F is sign from the first step, so that there is nothing to harden."""
+        return self.forward is sign
 
     @property
     def binary(self) -> bool:

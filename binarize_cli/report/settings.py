@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from binarize_cli.quantizers.functions import sign
 from binarize_cli.quantizers.methods import METHODS
 from binarize_cli.recipe import Recipe
 
@@ -29,4 +28,4 @@ def _filled(section: Any, defaults: Any) -> Any:
 def _is_sign(result: Mapping[str, Any]) -> bool:
     """Return whether F is sign from the first step, of weights and of inputs."""
     names = result["method"], result["recipe"].get("activation", {}).get("method") or result["method"]
-    return all(name in METHODS and METHODS[name].forward is sign for name in names)
+    return all(name in METHODS and METHODS[name].is_sign for name in names)

@@ -34,12 +34,11 @@ class PhasePlan:
 
     def after(self, steps: int) -> Phase:
         """Return the phase in which so many steps leave the network."""
-        return self.at(steps - 1) if steps else self.start()
+        return self.at(max(steps - 1, 0))
 
     def start(self) -> Phase:
         """Return the phase before the first step."""
-        inputs = Moment(1.0, "hard") if self.harden_inputs == 1 else Moment()
-        return self._phase(Moment(), inputs)
+        return self.at(0)
 
     def hardens_at(self, step: int) -> bool:
         """Return whether the weights' F becomes sign with this step."""
@@ -47,7 +46,7 @@ class PhasePlan:
 
     def _moment(self, step: int, harden: float) -> Moment:
         soft_steps = self.steps * (1 - harden)
-        if harden > 0 and step >= soft_steps:
+        if harden == 1 or (harden > 0 and 0 < soft_steps <= step):
             return Moment(1.0, "hard")
         return Moment(min(step / max(soft_steps - 1, 1), 1.0))
 
