@@ -137,10 +137,14 @@ class Jobs:
         return path.read_text() if path.exists() else ""
 
     def wait_for(self, true, what: str, patience: float = 400.0) -> None:
-        deadline = time.monotonic() + patience
+        """Wait as long as the jobs' logs grow (a machine may be slow), and ``patience`` seconds more."""
+        deadline, seen = time.monotonic() + patience, -1
         while not true():
-            logs = {path.name: path.read_text()[-3000:] for path in self.folder.glob("*.out")}
-            assert time.monotonic() < deadline, f"{what} did not happen; {logs}"
+            logs = {path.name: path.read_text() for path in self.folder.glob("*.out")}
+            if (size := sum(len(log) for log in logs.values())) != seen:
+                deadline, seen = time.monotonic() + patience, size
+            tails = {name: log[-3000:] for name, log in logs.items()}
+            assert time.monotonic() < deadline, f"{what} did not happen; {tails}"
             time.sleep(0.5)
 
     def wait_until_done(self, job: str) -> None:
@@ -193,7 +197,7 @@ def test_a_warning_before_the_time_limit_requeues_and_the_run_completes(jobs):
     job = jobs.submit("--time=2", "--signal=USR1@60", SCRIPT, "digits_resnet", "bnn++", *LONGER)
     jobs.wait_for(lambda: "stopped after step" in jobs.log(f"bnnpp-{job}.out"), "the signal")
     jobs.wait_for(lambda: jobs.show(job)["JobState"] == "PENDING", "the requeue")
-    jobs.call("scontrol", "update", f"JobId={job}", "TimeLimit=20")
+    jobs.call("scontrol", "update", f"JobId={job}", "TimeLimit=60")
     jobs.wait_until_done(job)
     check_continued(jobs, job, f"runs/bnnpp-{job}", "SIGUSR1", count=200)
 
