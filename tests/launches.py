@@ -13,7 +13,7 @@ TABLE = re.compile(r"(<!-- launches -->\n).*?(\n<!-- end of launches -->)", re.D
 MODELS = {"resnet20": 512, "deit_tiny": 256}
 """The models of the table, and images a step."""
 KINDS = ("float", "bw soft", "bw hard", "bwa soft", "bwa hard", "bwaa soft", "bwaa hard")
-STEPS, HARDEN = 100, 0.2
+STEPS, HARDEN, HARDEN_INPUTS = 100, 0.5, 1.0
 SOFT, HARD = 40, 90  # steps in the middle of each phase
 
 
@@ -45,7 +45,7 @@ def count(model: str, kind: str, batch_size: int, amp: str = "auto"):
         step = Step(
             place(net, CUDA).train(),
             binary=binary,
-            phases=PhasePlan("binary" if binary else "float", STEPS, HARDEN),
+            phases=PhasePlan("binary" if binary else "float", STEPS, HARDEN, HARDEN_INPUTS),
             objective=Objective(Distill(), None, 0.0),
             train=recipe.train,
             classes=float_model.num_classes,
