@@ -26,6 +26,7 @@ from binarize_cli.errors import Diverged, InputError, Interrupted
 from binarize_cli.quantizers.functions import sign
 from binarize_cli.recipe import Distill, Recipe, Train
 from binarize_cli.training import state
+from binarize_cli.training.display import Display
 from binarize_cli.training.flips import FlipCounter
 from binarize_cli.training.objective import Objective, distillation
 from binarize_cli.training.optimizer import check_optimizer, make_optimizer, make_scheduler
@@ -453,6 +454,22 @@ def test_the_gradient_is_clipped_to_its_norm(make_trainer, tmp_path):
         fine_tuning.step.optimizer.register_step_pre_hook(watch)
         fine_tuning.run()
     assert norms[0] == pytest.approx(0.01, rel=1e-3) and norms[1] > 0.1
+
+
+@pytest.mark.parametrize("step_seconds", [0.2, 5.0])
+def test_the_time_that_is_left_does_not_jump_after_an_evaluation(step_seconds):
+    """Epochs of 200 steps, evaluations of as long as 40: a step takes 1.2 of its own in the mean."""
+    now, lefts = 0.0, []
+    display = Display("binary", steps=10_000, done=0)
+    display.progress.get_time = lambda: now
+    for step in range(1, 2_001):
+        display.step(step, 1.0, 64.0, {}, hard=False)
+        now += step_seconds * (41 if step % 200 == 0 else 1)
+        if step > 1_000:
+            expected = (10_000 - step) * 1.2 * step_seconds
+            lefts.append(display.progress.tasks[0].time_remaining / expected)
+    assert min(lefts) > 0.8
+    assert max(lefts) < 1.3
 
 
 # --- repeating and resuming ------------------------------------------------------------------------------

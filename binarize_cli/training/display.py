@@ -11,6 +11,7 @@ from binarize_cli.console import live, say, stderr
 from binarize_cli.training.log import EpochRow
 
 PLAIN_EVERY = 30.0  # seconds between progress lines in a log
+SPEED_OVER = 600.0  # seconds; an evaluation would be most of a shorter time, and the time left would jump
 
 
 class Display:
@@ -20,8 +21,12 @@ class Display:
         self.stage, self.steps = stage, steps
         self.accuracy = self.loss = ""
         self.printed = time.monotonic()
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        self.progress = Progress(*columns, TextColumn("{task.fields[facts]}"), console=stderr())
+        self.progress = Progress(
+            *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()),
+            TextColumn("{task.fields[facts]}"),
+            console=stderr(),
+            speed_estimate_period=SPEED_OVER,
+        )
         self.task = self.progress.add_task(stage, total=steps, completed=done, facts="")
 
     def __enter__(self) -> Display:
