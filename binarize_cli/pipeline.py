@@ -132,11 +132,7 @@ def float_reference(run: Run) -> None:
         return  # the run itself is the float fine-tuning
     else:
         if run.head == "replaced":
-            epochs = run.recipe.train.float_epochs
-            say(
-                f"the head is new: {counted(epochs, 'epoch')} of float fine-tuning first (train.float_epochs)"
-            )
-            train_stage(run, "float", run.recipe.train.model_copy(update={"epochs": epochs}))
+            fit_head(run)
         run.accuracy["float"] = run.score(run.net)
         say(f"float top-1 {run.accuracy['float'].top1:.2f}")
     choose_teacher(run)
