@@ -276,7 +276,21 @@ def test_the_gradient_of_binary_inputs_is_the_pairs(method):
     expected = upstream * 0.7 / typical / n * q.B(u)
     torch.testing.assert_close(x.grad, expected)
     torch.testing.assert_close(made.threshold.grad, -expected.sum(0))
-    torch.testing.assert_close(made.scale.grad, (upstream * values).sum().detach())
+    torch.testing.assert_close(made.log_scale.grad, 0.7 * (upstream * values).sum().detach())
+
+
+def test_the_scale_of_inputs_outlasts_gradients_that_are_noise():
+    """Adam turns any gradient into steps of the learning rate's size; where BatchNorm follows it is noise."""
+    q = quantizers(recipe())[1].images
+    made = LatentInput(q, (1,), torch.zeros(3), torch.tensor(0.4))
+    optimizer = torch.optim.AdamW(made.parameters(), lr=4e-3, weight_decay=0.0)
+    for step in range(2_000):
+        optimizer.zero_grad()
+        (made.beta() * (1e-9 if step < 1_500 else -1e-9)).backward()  # drifts down, then up
+        optimizer.step()
+        if step == 1_499:
+            lowest = made.beta().item()
+    assert 0 < lowest < made.beta().item()
 
 
 @pytest.mark.parametrize("kind, window", [("images", 4.8), ("tokens", 1.6)])

@@ -177,7 +177,7 @@ def test_every_factor_gets_a_gradient():
     net(torch.rand(4, 1, 8, 8)).square().sum().backward()
     for _, matmul in binary_matmuls(net):
         for side in (matmul.left, matmul.right):
-            assert isinstance(side, LatentInput) and side.scale.grad.abs() > 0
+            assert isinstance(side, LatentInput) and side.log_scale.grad.abs() > 0
             if side is not matmul.right or isinstance(matmul, BinaryAVMatmul):
                 assert side.threshold.grad.abs().sum() > 0
     assert net.blocks[0].attn.qkv.source.latent.grad.abs().sum() > 0

@@ -155,7 +155,7 @@ def test_rprelu_of_branches_on_the_device_is_that_of_the_cpu(more):
 
 
 @pytest.mark.parametrize("name", ["linear", "conv"])
-def test_a_binary_input_costs_at_most_four_launches_each_way(name):
+def test_a_binary_input_costs_four_launches_forward_and_five_backward_at_most(name):
     """Beside the product and its two gradients, and what computes the weights, which a bank does for all."""
     layer, x = layer_of(LAYERS[name](), "soft")
     x = x.flatten(0, 1) if name == "linear" else x
@@ -174,7 +174,7 @@ def test_a_binary_input_costs_at_most_four_launches_each_way(name):
         for launches in (forward, gpu.launches)
     )
     assert sum(forward.values()) <= 4, forward
-    assert sum(backward.values()) <= 4 + 2 * (name == "linear"), backward  # its bias takes the thresholds
+    assert sum(backward.values()) <= 5 + 2 * (name == "linear"), backward  # its bias takes the thresholds
 
 
 def test_a_formula_that_no_kernel_knows_is_computed_operator_by_operator():

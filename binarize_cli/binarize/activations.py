@@ -43,6 +43,9 @@ class LatentInput(nn.Module):
     """x -> (F((x - t) / n), beta), with latent t, one a channel, and beta, one a layer; F in units of sign.
 
     ReActNet's RSign (Liu et al. 2020) with the learned scale of BiT (Liu et al. 2022), for any pair (F, B).
+    It is log beta that is learned. Where a BatchNorm follows, the gradient of beta is noise, which Adam makes
+    steps of the learning rate's size: beta itself walked to 0, and with it the window of B, so that whole
+    layers of a ResNet-20 ceased to learn.
     """
 
     one: Tensor
@@ -59,7 +62,8 @@ class LatentInput(nn.Module):
         self.quantizer, self.axes = quantizer, axes
         self.in_float32 = in_float32  # whatever autocast says
         self.threshold = None if threshold is None else nn.Parameter(threshold.clone())  # [channels]
-        self.scale = None if scale is None else nn.Parameter(scale.clone())  # []
+        log_scale = None if scale is None else scale.clamp_min(SMALLEST_SCALE).log()
+        self.log_scale = None if log_scale is None else nn.Parameter(log_scale)  # []
         self.register_buffer("one", torch.ones(()), persistent=False)
 
     @property
@@ -68,27 +72,26 @@ class LatentInput(nn.Module):
         return self.threshold
 
     def beta(self) -> Tensor:
-        """Return the scale [], kept above zero; 1 where none is learned."""
-        return self.one if self.scale is None else self.scale.clamp_min(SMALLEST_SCALE)
+        """Return the scale []; 1 where none is learned."""
+        return self.one if self.log_scale is None else self.log_scale.exp()
 
     def forward(self, x: Tensor, border: Border | None = None) -> tuple[Tensor, Tensor]:
         """Return x [N, C, H, W] or [..., C] in units of beta, +-1 where F is sign, and beta []."""
-        q = self.quantizer
+        q, beta = self.quantizer, self.beta()
         if border is not None and fuses(x) and (pair := pair_of(q)):
-            return self._fused(x, pair, border), self.one if self.scale is None else self.scale
-        beta = self.beta()
+            return self._fused(x, beta, pair, border), beta
         n = q.normaliser(beta)
-        per_sign = torch.ones_like(n) if self.scale is None else 1 / q.spread(beta, n)
+        per_sign = torch.ones_like(n) if self.log_scale is None else 1 / q.spread(beta, n)
         values = ForwardBackward.apply(above(x, self.threshold, self.axes), n, per_sign, q.F, q.B)
         return bordered(values, border), beta
 
-    def _fused(self, x: Tensor, pair: Pair, border: Border) -> Tensor:
-        """Return the values of a layer's inputs in one kernel; the kernels keep beta above zero."""
+    def _fused(self, x: Tensor, beta: Tensor, pair: Pair, border: Border) -> Tensor:
+        """Return the values of a layer's inputs in one kernel."""
         rows = x if self.axes == (1,) else x.flatten(0, -2)
         dtype = torch.float32 if self.in_float32 else cast_to(x)
         within = border if fuses_on_cuda(x) else Border()
-        beta = None if self.scale is None else self.scale.detach()
-        values = fused_input(rows, self.threshold, Making(beta, self.quantizer, pair, within, dtype))
+        scale = None if self.log_scale is None else beta.detach()
+        values = fused_input(rows, self.threshold, Making(scale, self.quantizer, pair, within, dtype))
         values = values if self.axes == (1,) else values.view(x.shape)
         return values if within is border else bordered(values, border)
 
