@@ -137,7 +137,7 @@ class Jobs:
         return path.read_text() if path.exists() else ""
 
     def wait_for(self, true, what: str, patience: float = 400.0) -> None:
-        """Wait as long as the jobs' logs grow (a machine may be slow), and ``patience`` seconds more."""
+        """Wait as long as the jobs' logs grow (a machine may be slow), and `patience` seconds more."""
         deadline, seen = time.monotonic() + patience, -1
         while not true():
             logs = {path.name: path.read_text() for path in self.folder.glob("*.out")}

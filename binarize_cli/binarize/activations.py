@@ -43,9 +43,9 @@ class LatentInput(nn.Module):
     """x -> (F((x - t) / n), beta), with latent t, one a channel, and beta, one a layer; F in units of sign.
 
     ReActNet's RSign (Liu et al. 2020) with the learned scale of BiT (Liu et al. 2022), for any pair (F, B).
-    It is log beta that is learned. Where a BatchNorm follows, the gradient of beta is noise, which Adam makes
-    steps of the learning rate's size: beta itself walked to 0, and with it the window of B, so that whole
-    layers of a ResNet-20 ceased to learn.
+    Log beta is what is learned. Where a BatchNorm follows, the gradient of beta is noise, and Adam turns it
+    into steps as large as the learning rate. Learned itself, beta reached 0 and closed the window of B, and
+    whole layers of a ResNet-20 stopped learning.
     """
 
     one: Tensor

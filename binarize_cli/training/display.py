@@ -11,7 +11,7 @@ from binarize_cli.console import live, say, stderr
 from binarize_cli.training.log import EpochRow
 
 PLAIN_EVERY = 30.0  # seconds between progress lines in a log
-SPEED_OVER = 600.0  # seconds; an evaluation would be most of a shorter time, and the time left would jump
+SPEED_OVER = 600.0  # seconds the speed is averaged over: in 30, one evaluation would outweigh the steps
 
 
 class Display:
@@ -22,7 +22,10 @@ class Display:
         self.accuracy = self.loss = ""
         self.printed = time.monotonic()
         self.progress = Progress(
-            *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
             TextColumn("{task.fields[facts]}"),
             console=stderr(),
             speed_estimate_period=SPEED_OVER,
