@@ -31,9 +31,9 @@ def _split(sums: Tensor, partial: Tensor) -> None:
 
 def input_forward(
     x, threshold, scale, typical, constants, out, p0, p1, p2, p3, total, channels, *geometry,
-    F: Any, PAD, PADDED, SHIFTED, MULTIPLE, LEARNED, SMALLEST, TINY, GRID, BLOCK,
+    F: Any, PAD, PADDED, SHIFTED, MULTIPLE, LEARNED, TINY, GRID, BLOCK,
 ):  # fmt: skip
-    beta = scale.clamp_min(SMALLEST) if LEARNED else torch.ones(())
+    beta = scale if LEARNED else torch.ones(())
     n = beta * MULTIPLE if MULTIPLE else torch.ones(())
     per_sign = torch.ones(())
     if LEARNED:
@@ -73,24 +73,22 @@ def input_backward(
     _split(-d.sum(0), partial)
 
 
-def sums_forward(y, alpha, scale, bias, out, total, channels, BIASED, SMALLEST, BLOCK):
-    value = rows_of(y).float() * (alpha * scale.clamp_min(SMALLEST))
+def sums_forward(y, alpha, scale, bias, out, total, channels, BIASED, BLOCK):
+    value = rows_of(y).float() * (alpha * scale)
     out.copy_(_like(value + bias if BIASED else value, y))
 
 
-def sums_backward(grad, y, alpha, scale, to_y, partial, rows, channels, rows_each, SMALLEST, ROWS, COLUMNS):
+def sums_backward(grad, y, alpha, scale, to_y, partial, rows, channels, rows_each, ROWS, COLUMNS):
     g, value = rows_of(grad).float(), rows_of(y).float()
-    to_y.copy_(_like(g * (alpha * scale.clamp_min(SMALLEST)), y))
+    to_y.copy_(_like(g * (alpha * scale), y))
     _split(torch.stack([g.sum(0), (g * value).sum(0)]), partial)
 
 
-def sums_finish(
-    partial, alpha, scale, to_bias, to_alpha, to_scale, programs, channels, SMALLEST, ROWS, COLUMNS
-):
+def sums_finish(partial, alpha, scale, to_bias, to_alpha, to_scale, programs, channels, ROWS, COLUMNS):
     of_grad, of_product = partial.sum(0)
     to_bias.copy_(of_grad)
-    to_alpha.copy_(of_product * scale.clamp_min(SMALLEST))
-    to_scale.copy_((of_product * alpha).sum() * (scale >= SMALLEST))
+    to_alpha.copy_(of_product * scale)
+    to_scale.copy_((of_product * alpha).sum())
 
 
 def shift_forward(weights, threshold, alpha, bias, taken, out, outputs, inputs, BIASED, ROWS, COLUMNS):

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from binarize_cli.binarize.fused.inputs import Border, Making, Pair, fused_input, pair_of
 from binarize_cli.binarize.fused.launch import cast_to, fuses, fuses_on_cuda
-from binarize_cli.binarize.quantizer import SMALLEST_SCALE, ActivationQuantizer
+from binarize_cli.binarize.quantizer import ActivationQuantizer
 from binarize_cli.quantizers.autograd import ForwardBackward
 from binarize_cli.quantizers.functions import sign
 
 Axes = tuple[int, ...]
+SMALLEST_SCALE = 1e-6  # what training starts from where calibration found less
 
 
 class InputQuantizer(Protocol):

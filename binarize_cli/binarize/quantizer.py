@@ -16,7 +16,6 @@ from binarize_cli.quantizers.schedules import Schedule
 
 Values = Mapping[str, Tensor]
 GRID = 256
-SMALLEST_SCALE = 1e-6  # beta is kept above it
 WINDOW_OF_IMAGES, WINDOW_OF_TOKENS = 4.8, 1.6  # of hardened inputs, in multiples of beta
 EDGE = 2.3994  # SS_mu' is negative beyond EDGE / mu
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from binarize_cli.binarize.fused.formulas import NUMBERS, Formula, formula_of
 from binarize_cli.binarize.fused.launch import BLOCK, blocks, by_rows, channels_of, dense, launch
-from binarize_cli.binarize.quantizer import GRID, SMALLEST_SCALE, ActivationQuantizer
+from binarize_cli.binarize.quantizer import GRID, ActivationQuantizer
 from binarize_cli.quantizers.scales import TINY
 
 
@@ -112,7 +112,6 @@ def _values(x: Tensor, threshold: Tensor | None, making: Making) -> tuple[Tensor
         SHIFTED=threshold is not None,
         MULTIPLE=quantizer.normalize or 0.0,
         LEARNED=scale is not None,
-        SMALLEST=SMALLEST_SCALE,
         TINY=TINY,
         GRID=GRID,
         BLOCK=BLOCK,

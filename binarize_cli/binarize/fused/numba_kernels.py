@@ -101,11 +101,11 @@ class Rows:
 
 def input_forward(
     x, threshold, scale, typical, constants, out, p0, p1, p2, p3, total, channels, *geometry,
-    F: Formula, PAD, PADDED, SHIFTED, MULTIPLE, LEARNED, SMALLEST, TINY, GRID, BLOCK,
+    F: Formula, PAD, PADDED, SHIFTED, MULTIPLE, LEARNED, TINY, GRID, BLOCK,
 ):  # fmt: skip
     """Write F((x - t) / n) / spread, and n and 1 / spread; without a border, which is another's work."""
     assert not PADDED, "on a CPU convolutions add their zeros themselves"
-    beta = scale.float().clamp_min(SMALLEST) if LEARNED else torch.ones(())
+    beta = scale.float() if LEARNED else torch.ones(())
     n = beta * MULTIPLE if MULTIPLE else torch.ones(())
     per_sign = torch.ones(())
     if LEARNED:
@@ -189,10 +189,10 @@ def _elementwise(x, out, p0, p1, p2, p3, first, last):
 # --- what a binary layer makes of its sums -----------------------------------------------------------------
 
 
-def sums_forward(y, alpha, scale, bias, out, total, channels, BIASED, SMALLEST, BLOCK):
+def sums_forward(y, alpha, scale, bias, out, total, channels, BIASED, BLOCK):
     """Write y alpha beta + bias."""
     rows = Rows(total, channels)
-    factor = rows.wide(alpha * scale.clamp_min(SMALLEST))
+    factor = rows.wide(alpha * scale)
     rows.each(_sums_forward, numbers_of(y), factor, rows.wide(bias * float(BIASED)), numbers_of(out))
 
 
@@ -206,10 +206,10 @@ def _sums_forward(y, factor, bias, out, first, last):
             out_row[j] = written(read(y_row[j]) * factor[j] + bias[j], out)
 
 
-def sums_backward(grad, y, alpha, scale, to_y, partial, rows, channels, rows_each, SMALLEST, ROWS, COLUMNS):
+def sums_backward(grad, y, alpha, scale, to_y, partial, rows, channels, rows_each, ROWS, COLUMNS):
     """Write grad alpha beta, and the sums over the rows of each program of grad, and of grad y."""
     over = Rows(y.numel(), channels)
-    factor = over.wide(alpha * scale.clamp_min(SMALLEST))
+    factor = over.wide(alpha * scale)
     over.summed(_sums_backward, partial, numbers_of(grad), numbers_of(y), factor, numbers_of(to_y))
 
 
@@ -229,14 +229,12 @@ def _sums_backward(grad, y, factor, to_y, sums, each, first, last):
                 to_alpha[j] += read(g[j]) * read(y_row[j])
 
 
-def sums_finish(
-    partial, alpha, scale, to_bias, to_alpha, to_scale, programs, channels, SMALLEST, ROWS, COLUMNS
-):
+def sums_finish(partial, alpha, scale, to_bias, to_alpha, to_scale, programs, channels, ROWS, COLUMNS):
     """Write the gradients of bias and alpha [channels] and of beta []."""
     of_grad, of_product = partial.sum(0)
     to_bias.copy_(of_grad)
-    to_alpha.copy_(of_product * scale.clamp_min(SMALLEST))
-    to_scale.copy_((of_product * alpha).sum() * (scale >= SMALLEST))
+    to_alpha.copy_(of_product * scale)
+    to_scale.copy_((of_product * alpha).sum())
 
 
 # --- RPReLU of a sum of branches ---------------------------------------------------------------------------

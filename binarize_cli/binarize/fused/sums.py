@@ -16,16 +16,12 @@ from binarize_cli.binarize.fused.launch import (
     launch,
     power_of_two,
 )
-from binarize_cli.binarize.quantizer import SMALLEST_SCALE
 
 FEW_PROGRAMS = 128  # whose sums one program adds up
 
 
 def fused_scaling(y: Tensor, alpha: Tensor, beta: Tensor, bias: Tensor | None) -> Tensor:
-    """Return y alpha beta + bias in the type of y [N, C, H, W] or [..., C]; alpha and bias [C], beta [].
-
-    beta is kept above `SMALLEST_SCALE` here.
-    """
+    """Return y alpha beta + bias in the type of y [N, C, H, W] or [..., C]; alpha and bias [C], beta []."""
     return _FusedScaling.apply(y, alpha, beta, bias)
 
 
@@ -41,7 +37,6 @@ class _FusedScaling(torch.autograd.Function):
             blocks(y.numel()),
             *(y, alpha, beta, alpha if bias is None else bias, out, y.numel(), channels_of(y)),
             BIASED=bias is not None,
-            SMALLEST=SMALLEST_SCALE,
             BLOCK=BLOCK,
         )
         ctx.save_for_backward(y, alpha, beta)
@@ -57,7 +52,6 @@ class _FusedScaling(torch.autograd.Function):
             "sums_backward",
             by.grid,
             *(grad, y, alpha, beta, to_y, partial, by.rows, by.channels, by.rows_each),
-            SMALLEST=SMALLEST_SCALE,
             **by.constants,
         )
         to_bias, to_alpha = torch.empty_like(partial[0]).unbind()
@@ -66,7 +60,6 @@ class _FusedScaling(torch.autograd.Function):
             "sums_finish",
             (1,),
             *(partial, alpha, beta, to_bias, to_alpha, to_beta, by.grid[0], by.channels),
-            SMALLEST=SMALLEST_SCALE,
             ROWS=16,
             COLUMNS=min(128, power_of_two(by.channels)),
         )

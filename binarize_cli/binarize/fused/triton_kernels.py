@@ -31,14 +31,13 @@ def units(
     F: tl.constexpr,
     MULTIPLE: tl.constexpr,
     LEARNED: tl.constexpr,
-    SMALLEST: tl.constexpr,
     TINY: tl.constexpr,
     GRID: tl.constexpr,
 ):
     """Return n and 1 / mean |F| of Gaussian inputs; see ActivationQuantizer."""
     beta = tl.full([], 1.0, tl.float32)
     if LEARNED:
-        beta = at_least(tl.load(scale).to(tl.float32), SMALLEST)
+        beta = tl.load(scale).to(tl.float32)
     n = tl.full([], 1.0, tl.float32)
     if MULTIPLE > 0:
         n = beta * MULTIPLE
@@ -76,14 +75,13 @@ def input_forward(
     SHIFTED: tl.constexpr,
     MULTIPLE: tl.constexpr,
     LEARNED: tl.constexpr,
-    SMALLEST: tl.constexpr,
     TINY: tl.constexpr,
     GRID: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Write F((x - t) / n) / spread, with a border around every image."""
     v0, v1, v2, v3 = tl.load(p0), tl.load(p1), tl.load(p2), tl.load(p3)
-    n, per_sign = units(scale, typical, v0, v1, v2, v3, F, MULTIPLE, LEARNED, SMALLEST, TINY, GRID)
+    n, per_sign = units(scale, typical, v0, v1, v2, v3, F, MULTIPLE, LEARNED, TINY, GRID)
     if tl.program_id(0) == 0:
         tl.store(constants, n)
         tl.store(constants + 1, per_sign)
@@ -169,13 +167,12 @@ def sums_forward(
     total,
     channels,
     BIASED: tl.constexpr,
-    SMALLEST: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Write y alpha beta + bias."""
     at, there = block_of(total, BLOCK)
     channel = at % channels
-    beta = at_least(tl.load(scale).to(tl.float32), SMALLEST)
+    beta = tl.load(scale).to(tl.float32)
     factor = tl.load(alpha + channel, mask=there, other=0.0) * beta
     value = tl.load(y + at, mask=there, other=0.0).to(tl.float32) * factor
     if BIASED:
@@ -194,13 +191,12 @@ def sums_backward(
     rows,
     channels,
     rows_each,
-    SMALLEST: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
     """Write grad alpha beta, and what `sums_finish` adds up."""
     channel, exists = columns_of(channels, COLUMNS)
-    beta = at_least(tl.load(scale).to(tl.float32), SMALLEST)
+    beta = tl.load(scale).to(tl.float32)
     factor = tl.load(alpha + channel, mask=exists, other=0.0) * beta
     to_bias = tl.zeros([ROWS, COLUMNS], tl.float32)
     to_alpha = tl.zeros([ROWS, COLUMNS], tl.float32)
@@ -228,13 +224,11 @@ def sums_finish(
     to_scale,
     programs,
     channels,
-    SMALLEST: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
     """Write the gradients of bias and alpha [channels] and of beta []; one program does it all."""
-    raw = tl.load(scale).to(tl.float32)
-    beta = at_least(raw, SMALLEST)
+    beta = tl.load(scale).to(tl.float32)
     whole = tl.zeros([COLUMNS], tl.float32)
     for start in range(0, channels, COLUMNS):
         channel = start + tl.arange(0, COLUMNS)
@@ -251,7 +245,7 @@ def sums_finish(
         tl.store(to_bias + channel, tl.sum(of_grad, 0), mask=exists)
         tl.store(to_alpha + channel, product * beta, mask=exists)
         whole += product * tl.load(alpha + channel, mask=exists, other=0.0)
-    tl.store(to_scale, tl.where(raw >= SMALLEST, tl.sum(whole, 0), 0.0))
+    tl.store(to_scale, tl.sum(whole, 0))
 
 
 @triton.jit
