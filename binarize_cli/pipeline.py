@@ -324,11 +324,22 @@ def ship(run: Run) -> tuple[PackedFile, Agreement]:
         raise
     run.accuracy["packed"] = run.score(loaded)
     run.inputs = ranks.broadcast_from_rank0(lambda: input_distributions(run.net, some_images(run)))
+    warn_of_dead_layers(run)
     if run.job.show_images and run.float_net:
         run.changed = ranks.broadcast_from_rank0(lambda: changed(run, loaded))
     scored = document.scored(run.accuracy["packed"].to_json(speed=False))
     ranks.broadcast_from_rank0(lambda: write(run.folder.packed, scored, tensors))
     return read(run.folder.packed), agreement
+
+
+def warn_of_dead_layers(run: Run) -> None:
+    """Name the layers that see little of an image: most channels of their inputs never change sign."""
+    dead = [row["name"] for row in run.inputs if row["constant"] > 0.5]
+    if dead:
+        warn(
+            f"binary inputs that tell little: in {', '.join(dead)} more than half of the channels have the "
+            "same sign all over a batch of validation images"
+        )
 
 
 def checked(run: Run, loaded: torch.nn.Module) -> Agreement:

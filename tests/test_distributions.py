@@ -6,6 +6,7 @@ import json
 import re
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -28,7 +29,20 @@ def test_inputs_are_counted_around_the_thresholds_of_their_channels():
     images = torch.tensor([[1.0, 9.0], [2.0, 11.0], [3.0, 12.0], [-1.0, 9.0]])
     (row,) = input_distributions(net, images)
     assert row["name"] == "0" and row["plus"] == 5 / 8 and sum(row["histogram"]) == 8
+    assert row["constant"] == 0
     assert input_distributions(nn.Linear(2, 2), images) == []
+
+
+@pytest.mark.parametrize("axes, share", [((1,), 1 / 3), ((-1,), 1 / 2), ((1, -1), 1 / 2)])
+def test_channels_that_never_change_sign_are_counted(axes, share):
+    values = torch.ones(
+        2, 3, 4, 2
+    )  # of channels along axis 1, one is always +1; of those along -1, the second
+    values[0, 0, 1, 0] = values[1, 1, 2, 0] = -1
+    if axes == (1, -1):
+        values[0, 2, 0, 0] = -1
+    net = nn.Sequential(SignInput(axes, None, torch.ones(())))
+    assert input_distributions(net, values)[0]["constant"] == pytest.approx(share, abs=1e-5)
 
 
 def test_a_report_holds_what_training_and_scoring_saw(bnnpp, empty, tiny):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from binarize_cli.binarize.activations import SignInput, above
+from binarize_cli.binarize.activations import Axes, SignInput, above
 from binarize_cli.binarize.convert import latent_weights
 
 BINS = 41  # odd: the middle one lies around the sign's step
@@ -36,16 +36,21 @@ def input_distributions(net: nn.Module, images: Tensor) -> list[dict[str, Any]]:
     """Return a row a binary input of a hard network, over a batch of images [N, C, H, W] on its device.
 
     The histogram is that of x - t over the mean |x - t|, with t the channel's threshold; `plus` is the share
-    that becomes +1. An input of a layer has the layer's name, a factor of a matmul its own.
+    that becomes +1, `constant` that of the channels whose inputs all have one sign. An input of a layer has
+    the layer's name, a factor of a matmul its own.
     """
     rows: dict[str, dict[str, Any]] = {}
 
     def hook(name: str) -> Callable[[SignInput, tuple[Tensor, ...]], None]:
         def look(module: SignInput, args: tuple[Tensor, ...]) -> None:
             off = above(args[0], module.threshold, module.axes).float()
-            plus = float((off >= 0).float().mean())
             scaled = off / off.abs().mean().clamp_min(1e-12)
-            rows[name] = {"name": name.removesuffix(".input"), "plus": round(plus, 5), **histogram(scaled)}
+            rows[name] = {
+                "name": name.removesuffix(".input"),
+                "plus": round(float((off >= 0).float().mean()), 5),
+                "constant": round(share_of_constant_channels(off, module.axes), 5),
+                **histogram(scaled),
+            }
 
         return look
 
@@ -60,6 +65,13 @@ def input_distributions(net: nn.Module, images: Tensor) -> list[dict[str, Any]]:
         for each in hooks:
             each.remove()
     return [rows[name] for name, _ in inputs if name in rows]
+
+
+def share_of_constant_channels(off: Tensor, axes: Axes) -> float:
+    """Return the share of the channels, along those axes, in which x - t has the same sign everywhere."""
+    channels = {axis % off.dim() for axis in axes}
+    plus = (off >= 0).float().mean([axis for axis in range(off.dim()) if axis not in channels])
+    return float(((plus == 0) | (plus == 1)).float().mean())
 
 
 def histogram(x: Tensor) -> dict[str, Any]:

@@ -203,9 +203,14 @@ def evenly(rows: Sequence[Any], most: int = MOST_PANELS) -> list[Any]:
     return [rows[round(i * (len(rows) - 1) / (most - 1))] for i in range(most)]
 
 
-def inputs(rows: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
-    """Return a small histogram a layer of what its threshold cuts, and the share that becomes +1."""
-    return [_small(row, f"{100 * row['plus']:.0f}% become +1") for row in evenly(rows or [])]
+def inputs(rows: Sequence[Mapping[str, Any]] | None) -> dict[str, Any] | None:
+    """Return a small histogram a layer of what its threshold cuts, and the layer with most dead channels."""
+    if not rows:
+        return None
+    return {
+        "panels": [_small(row, f"{100 * row['plus']:.0f}% become +1") for row in evenly(rows)],
+        "worst": max(rows, key=lambda row: row["constant"]),
+    }
 
 
 def latents(rows: Sequence[Mapping[str, Any]] | None) -> dict[str, Any] | None:
