@@ -330,6 +330,17 @@ def activation_normalize(recipe: Recipe) -> float | None:
     return _multiple(recipe.activation.normalize, activation_method(recipe))
 
 
+def activation_windows(recipe: Recipe) -> tuple[float, float]:
+    """Return how far hardened inputs of convolutions, and of all else, pass gradients on, in betas."""
+    window = recipe.activation.window
+    return (4.8, 1.6) if window == "auto" else (window, window)
+
+
+def inputs_hardened(recipe: Recipe) -> float:
+    """Return the last share of the steps, in which F of the binary inputs is sign."""
+    return max(recipe.train.harden, recipe.train.harden_inputs)
+
+
 def _multiple(normalize: float | Literal["none"] | None, method: Method) -> float | None:
     if normalize is None:
         return method.normalize

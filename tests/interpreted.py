@@ -64,7 +64,7 @@ def formulas() -> None:
     trained = [method for method in METHODS.values() if method.binary and method.trains]
     trained += [compose(p, t) for p, t in product(MAPS, TRANSFORMS)]
     for method, progress, mode, which in product(trained, (0.3, 1.0), ("soft", "hard"), "FB"):
-        quantizer = ActivationQuantizer(method, method.schedules, method.normalize)
+        quantizer = ActivationQuantizer(method, method.schedules, method.normalize, 4.8)
         quantizer.move_to(Moment(progress, mode))
         formula = formula_of(quantizer, which)
         assert formula, f"{which} of {method.title} is no kernel's"
@@ -81,7 +81,7 @@ def layers() -> None:
     rules = (None, AccumulatorRule("saturate", 1), AccumulatorRule("wrap"))
     for rule, mode, learned, dtype in product(rules, ("soft", "hard"), (True, False), FLOATS):
         method = METHODS["bnn++"]
-        inputs = ActivationQuantizer(method, method.schedules, method.normalize if learned else None)
+        inputs = ActivationQuantizer(method, method.schedules, method.normalize if learned else None, 4.8)
         weights = WeightQuantizer(method, method.schedules, method.normalize, SCALES["channel"])
         for quantizer in (inputs, weights):
             quantizer.move_to(Moment(0.2, mode))

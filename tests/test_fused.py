@@ -39,7 +39,7 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
 def layer_of(float_layer: nn.Module, mode: str, rule: AccumulatorRule | None = None, learned: bool = True):
     """Return a binary layer with binary inputs, some way into its schedule, and an input for it."""
     method = METHODS["bnn++"]
-    inputs = ActivationQuantizer(method, method.schedules, method.normalize)
+    inputs = ActivationQuantizer(method, method.schedules, method.normalize, 4.8)
     weights = WeightQuantizer(method, method.schedules, method.normalize, SCALES["channel"])
     for quantizer in (inputs, weights):
         quantizer.move_to(Moment(0.2, mode))
@@ -182,7 +182,7 @@ def test_a_formula_that_no_kernel_knows_is_computed_operator_by_operator():
 
     method = dataclasses.replace(METHODS["bnn"], name="odd", backward=lambda x: torch.cumsum(x, 0))
     with pytest.raises(Unknown):
-        Formula(ActivationQuantizer(method, {}, None), "B").text  # noqa: B018
+        Formula(ActivationQuantizer(method, {}, None, 4.8), "B").text  # noqa: B018
     layer, x = layer_of(nn.Linear(150, 9), "soft")
     layer.input.quantizer.method = method
     with pretended_cuda() as gpu:

@@ -114,7 +114,7 @@ def differs(method, mode: str, which: str) -> float:
 
     Where that is 0, of its largest parameter, a factor of B: a saturated tanh is 1 but for a last bit.
     """
-    quantizer = ActivationQuantizer(method, method.schedules, method.normalize)
+    quantizer = ActivationQuantizer(method, method.schedules, method.normalize, 4.8)
     quantizer.move_to(Moment(0.5, mode))
     formula = formula_of(quantizer, which)
     assert isinstance(formula, Formula)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import re
@@ -242,6 +243,24 @@ def many_confusions(classes: int, images: int = 50) -> dict:
 def test_page_of_every_method(method):
     page = render(a_document(["a", "b", "c"], blocks=1, epochs=3, method=method))
     assert ("<h2>Quantizers" in page) == METHODS[method].binary
+
+
+def page_of_binary_inputs(**changes) -> str:
+    recipe = Recipe.model_validate({"method": "bnn++", "task": "bwa", **changes})
+    document = a_document(["a", "b", "c"], blocks=1, task="bwa", recipe=recipe.model_dump(mode="json"))
+    document["layers"] = [{**row, "input": "", "accumulator": None} for row in document["layers"]]
+    return html.unescape(render(document))
+
+
+def test_the_page_says_how_inputs_are_trained():
+    page = page_of_binary_inputs(train={"harden": 0.5, "harden_inputs": 1.0})
+    assert "F of inputs is sign from the first step, and B is SS' within 4.8 (convolutions) or 1.6" in page
+    assert "F(x) of weights<" in page and "of inputs<" not in page
+    page = page_of_binary_inputs(train={"harden": 0.5, "harden_inputs": 0.95}, activation={"window": 2.4})
+    assert "F of inputs is sign in the last 95% of the steps, and B is SS' within 2.4 times" in page
+    assert "of weights and of inputs<" in page
+    page = page_of_binary_inputs(activation={"method": "bnn"})
+    assert "F of inputs is sign" not in page and "F(x) of inputs<" in page
 
 
 def test_the_page_says_what_rounding_changed():

@@ -23,8 +23,6 @@ from binarize_cli.binarize.layers import PAD_VALUES
 from binarize_cli.binarize.observe import read_past_the_layer
 from binarize_cli.binarize.phase import Phase, set_phase
 from binarize_cli.binarize.quantizer import (
-    WINDOW_OF_IMAGES,
-    WINDOW_OF_TOKENS,
     ActivationQuantizer,
     ActivationQuantizers,
     WeightQuantizer,
@@ -39,6 +37,7 @@ from binarize_cli.recipe import (
     activation_method,
     activation_normalize,
     activation_schedules,
+    activation_windows,
     effective_method,
     effective_normalize,
     effective_schedules,
@@ -147,9 +146,8 @@ def quantizers(recipe: Recipe) -> tuple[WeightQuantizer, ActivationQuantizers | 
     if recipe.task == "bw":
         return weights, None
     inputs = activation_method(recipe), activation_schedules(recipe), activation_normalize(recipe)
-    window = recipe.activation.window
-    windows = (WINDOW_OF_IMAGES, WINDOW_OF_TOKENS) if window == "auto" else (window, window)
-    return weights, ActivationQuantizers(*(ActivationQuantizer(*inputs, width) for width in windows))
+    made = (ActivationQuantizer(*inputs, window) for window in activation_windows(recipe))
+    return weights, ActivationQuantizers(*made)
 
 
 def binary_inputs(recipe: Recipe) -> BinaryInputs | None:

@@ -16,7 +16,6 @@ from binarize_cli.quantizers.schedules import Schedule
 
 Values = Mapping[str, Tensor]
 GRID = 256
-WINDOW_OF_IMAGES, WINDOW_OF_TOKENS = 4.8, 1.6  # of hardened inputs, in multiples of beta
 EDGE = 2.3994  # SS_mu' is negative beyond EDGE / mu
 
 
@@ -137,7 +136,7 @@ class ActivationQuantizer(Quantizer):
         method: Method,
         schedules: Mapping[str, Schedule],
         normalize: float | None,
-        window: float = WINDOW_OF_IMAGES,
+        window: float,
     ):
         super().__init__(method, schedules, normalize)
         self.window = window

@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from binarize_cli.quantizers.certify import certify
 from binarize_cli.recipe import Recipe, effective_method, effective_normalize, effective_schedules
-from binarize_cli.report import panels, tables
+from binarize_cli.report import hardening, panels, tables
 from binarize_cli.report.confusion import pairs
 from binarize_cli.report.fold import fold, folded_name, reason
 
@@ -54,6 +54,7 @@ def render(document: Mapping[str, Any]) -> str:
             movement=panels.movement(document.get("flips")),
             tiles=panels.bytes_map(document),
             quantizers=panels.quantizers(recipe),
+            hardened_inputs=hardening.of_inputs(recipe),
             inputs=panels.inputs(document.get("inputs")),
             overflow=panels.overflow(document["layers"]),
             latents=panels.latents(document.get("latents")),

@@ -16,6 +16,7 @@ from binarize_cli.recipe import (
     effective_method,
     effective_normalize,
     effective_schedules,
+    inputs_hardened,
 )
 from binarize_cli.report import tables
 from binarize_cli.report.charts import Chart, Series, line_chart, outline, size_chart
@@ -157,13 +158,18 @@ def bytes_map(document: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def quantizers(recipe: Recipe) -> list[Chart]:
-    """Return F, and B if the method has one, of weights and of binary inputs; none for the float network."""
+    """Return F, and B if the method has one, of weights and of binary inputs; none for the float network.
+
+    F of inputs that is sign all along is not drawn: `hardening.of_inputs` says so.
+    """
     weights = (effective_method(recipe), effective_schedules(recipe), effective_normalize(recipe))
     if not weights[0].binary:
         return []
     if recipe.task == "bw":
         return _pair(*weights, "")
     inputs = (activation_method(recipe), activation_schedules(recipe), activation_normalize(recipe))
+    if not inputs[0].is_sign and inputs_hardened(recipe) == 1:
+        return _pair(*weights, " of weights")
     if inputs == weights:
         return _pair(*weights, " of weights and of inputs")
     return _pair(*weights, " of weights") + _pair(*inputs, " of inputs")
