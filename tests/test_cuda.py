@@ -60,7 +60,7 @@ LONG = {
     "accumulators": "digits_resnet --task bwaa --amp off",
     "attention": "digits_vit --task bwa --set activation.attention=binary --amp bf16",
     "accumulated attention": "digits_vit --task bwaa --set activation.attention=binary --amp fp16",
-    "stages": "digits_resnet --recipe two-stage --set train.activation_epochs=1",
+    "stages": "digits_resnet --recipe two-stage --set train.activation_epochs=1 --set distill.blocks=1",
     "learned scales": "digits_vit --method rpc --set quantizer.scale=learned --set train.mixup=0.5",
     "one scale a layer": "digits_vit --method parq --set quantizer.scale=layer",
 }
