@@ -45,8 +45,8 @@ GOALS = (
     Goal(RESNET, "bwa", 200, at_least=88.1),
     Goal(RESNET, "bwaa", 10, below=1, of="bwa"),
     Goal(DEIT, "bw", 10, at_least=80),
-    *(Goal(model, "bw", 30, below=0.5) for model in (VIT, SMALL_RESNET)),
-    *(Goal(model, "bwa", 30, below=2.5) for model in (VIT, SMALL_RESNET)),
+    *(Goal(model, "bw", epochs, below=0.5) for model in (VIT, SMALL_RESNET) for epochs in (30, 60)),
+    *(Goal(model, "bwa", epochs, below=2.5) for model, epochs in ((VIT, 30), (VIT, 60), (SMALL_RESNET, 30))),
     *(Goal(model, "bwaa", 30, below=3) for model in (VIT, SMALL_RESNET)),
 )
 
