@@ -401,6 +401,32 @@ def test_an_epoch_is_scored_on_what_would_be_packed_and_training_is_not_rounded(
     assert not torch.equal(weight.half().float(), weight)
 
 
+@pytest.mark.parametrize(
+    "method, task, harden_inputs, twice",
+    [
+        ("bnn++", "bw", 0.0, 3),
+        ("bnn++", "bwa", 1.0, 3),
+        ("bc", "bw", 0.0, 0),
+        ("bnn", "bwa", 0.0, 0),
+        ("pq", "bw", 0.0, 3),
+    ],
+)
+def test_a_network_is_scored_twice_only_while_its_F_is_not_sign(
+    method, task, harden_inputs, twice, make_trainer, tmp_path
+):
+    soft, setting = (
+        [],
+        {"images": 8, "epochs": 3, "harden": 0.5, "warmup": 0.0, "harden_inputs": harden_inputs},
+    )
+
+    def score(net):
+        soft.append(has_latents(net))
+        return make_scored()
+
+    make_trainer(tmp_path, method, task=task, score=score, **setting).run()
+    assert len(soft) == 4 + twice and sum(soft) == twice
+
+
 def make_scored(top1: float = 50.0):
     from conftest import Scored
 

@@ -58,6 +58,11 @@ class BinaryNetwork:
     """Layers that saw inputs of one sign alone in calibration."""
     phase: Phase = field(default_factory=Phase)
 
+    @property
+    def is_sign(self) -> bool:
+        """Whether F is sign now, of weights and of inputs: what is trained is what would ship."""
+        return all(each.is_sign for each in (self.quantizer, *(self.activations or ())))
+
     def enter(self, phase: Phase) -> None:
         """Hand a phase to all quantizers of the network."""
         self.phase = phase

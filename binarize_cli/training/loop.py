@@ -224,7 +224,8 @@ class Trainer:
     def _note_row(self, number: int, net: nn.Module, display: Display) -> None:
         """Score the network, note what came of the epoch, and keep the network if it is to be packed."""
         hard = self._hard_score(net, self.score)
-        soft = hard if self.binary is None or self._hard() else self.score(net)
+        one = self.binary is None or self._hard() or self.binary.is_sign
+        soft = hard if one else self.score(net)
         steps = self.position.step
         flips = self.flips.count() if steps else None
         row = EpochRow(
