@@ -365,7 +365,7 @@ def test_the_average_of_the_weights_is_what_is_scored_and_kept(make_trainer, tmp
         return make_scored()
 
     fine_tuning = make_trainer(
-        tmp_path, "bc", images=8, epochs=3, ema=0.9, warmup=0.0, harden=0.0, score=score
+        tmp_path, "bnn++", images=8, epochs=3, ema=0.9, warmup=0.0, harden=0.0, score=score
     )
     fine_tuning.run()
     average = raw[0]
