@@ -35,9 +35,7 @@ def test_inputs_are_counted_around_the_thresholds_of_their_channels():
 
 @pytest.mark.parametrize("axes, share", [((1,), 1 / 3), ((-1,), 1 / 2), ((1, -1), 1 / 2)])
 def test_channels_that_never_change_sign_are_counted(axes, share):
-    values = torch.ones(
-        2, 3, 4, 2
-    )  # of channels along axis 1, one is always +1; of those along -1, the second
+    values = torch.ones(2, 3, 4, 2)  # along axis 1 the third channel is always +1, along axis -1 the second
     values[0, 0, 1, 0] = values[1, 1, 2, 0] = -1
     if axes == (1, -1):
         values[0, 2, 0, 0] = -1

@@ -414,10 +414,8 @@ def test_an_epoch_is_scored_on_what_would_be_packed_and_training_is_not_rounded(
 def test_a_network_is_scored_twice_only_while_its_F_is_not_sign(
     method, task, harden_inputs, twice, make_trainer, tmp_path
 ):
-    soft, setting = (
-        [],
-        {"images": 8, "epochs": 3, "harden": 0.5, "warmup": 0.0, "harden_inputs": harden_inputs},
-    )
+    soft = []
+    setting = {"images": 8, "epochs": 3, "harden": 0.5, "warmup": 0.0, "harden_inputs": harden_inputs}
 
     def score(net):
         soft.append(has_latents(net))
