@@ -211,6 +211,11 @@ class Train(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """The seed of everything random."""
 
+    @property
+    def inputs_hardened(self) -> float:
+        """The last share of the steps, in which F of binary inputs is sign."""
+        return max(self.harden, self.harden_inputs)
+
 
 class Pack(Section):
     """The packed file."""
@@ -334,11 +339,6 @@ def activation_windows(recipe: Recipe) -> tuple[float, float]:
     """Return how far hardened inputs of convolutions, and of all else, pass gradients on, in betas."""
     window = recipe.activation.window
     return (4.8, 1.6) if window == "auto" else (window, window)
-
-
-def inputs_hardened(recipe: Recipe) -> float:
-    """Return the last share of the steps, in which F of the binary inputs is sign."""
-    return max(recipe.train.harden, recipe.train.harden_inputs)
 
 
 def _multiple(normalize: float | Literal["none"] | None, method: Method) -> float | None:

@@ -59,10 +59,12 @@ class Draft:
         lines = [self._fault(fault) for fault in faults[:MOST_FAULTS]]
         if len(faults) > MOST_FAULTS:
             lines.append(f"and {len(faults) - MOST_FAULTS} more")
-        if all(self._place(fault).startswith("--") for fault in faults):  # then no recipe is to blame
-            raise InputError("\n  ".join(lines), hint="'bnnpp recipes show default --full' shows every key.")
-        several = f"{len(faults)} faults in the recipe" if len(faults) > 1 else "a fault in the recipe"
         hint = "'bnnpp recipes show default --full' shows every key."
+        if all(self._key(fault) == ("method",) for fault in faults):
+            hint = "'bnnpp methods' lists the methods."
+        if all(self._place(fault).startswith("--") for fault in faults):  # then no recipe is to blame
+            raise InputError("\n  ".join(lines), hint=hint)
+        several = f"{len(faults)} faults in the recipe" if len(faults) > 1 else "a fault in the recipe"
         raise InputError(several + "".join(f"\n  {line}" for line in lines), where=self.origin, hint=hint)
 
     def _place(self, error: Mapping) -> str:

@@ -41,7 +41,7 @@ from binarize_cli.models.load import load
 from binarize_cli.models.names import resolve
 from binarize_cli.packed.integer_accumulator import IntegerAccumulator
 from binarize_cli.quantizers.functions import sign_swish_slope
-from binarize_cli.recipe import Accumulator, Activation, Recipe
+from binarize_cli.recipe import Accumulator, Activation, Recipe, Train
 from binarize_cli.training.phases import PhasePlan
 from binarize_cli.training.teacher import block_names
 
@@ -497,12 +497,12 @@ def test_wrong_activation_sections_are_refused(rule):
 def test_activations_first_keeps_float_weights_and_then_the_inputs_stay_at_the_end_of_their_schedule():
     weights, inputs = quantizers(recipe())
     latent = LatentWeight(draw(4, 9), weights)
-    first = PhasePlan("activations", steps=10, harden=0.5)
+    first = PhasePlan("activations", steps=10, harden=0.5, harden_inputs=0.5)
     assert first.at(9).inputs.mode == "hard" and first.at(9).weights.mode == "float"
     weights.enter(first.at(9))
     units, alpha = latent.signs_and_scale()
     torch.testing.assert_close(units * alpha[:, None], latent.latent)
-    second = PhasePlan("binary", steps=10, harden=0.5, inputs_frozen=True).start()
+    second = PhasePlan("binary", steps=10, harden=0.5, harden_inputs=0.5, inputs_frozen=True).start()
     for quantizer in (weights, *inputs):
         quantizer.enter(second)
     assert float(inputs.images.values["mu"]) == 60 and float(weights.values["mu"]) == 5
@@ -519,8 +519,8 @@ def test_inputs_may_be_signs_before_weights_are():
     always = replace(plan, harden_inputs=1.0)
     assert {always.at(step).inputs.mode for step in range(20)} | {always.start().inputs.mode} == {"hard"}
     assert always.start().weights == Moment() and not always.start().is_hard
-    alone = PhasePlan("binary", steps=20, harden=0.5)
-    assert replace(alone, harden_inputs=0.2).at(7) == alone.at(7), "never later than the weights"
+    assert Train(harden=0.5, harden_inputs=0.9).inputs_hardened == 0.9
+    assert Train(harden=0.5, harden_inputs=0.2).inputs_hardened == 0.5, "never later than the weights"
 
 
 def test_soft_weights_may_meet_inputs_of_signs():

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from timm.data import create_transform
 
+from binarize_cli.data.batches import choose_workers
 from binarize_cli.data.datasets import UnreadableImage, known_datasets, open_dataset
 from binarize_cli.data.decode import decode
 from binarize_cli.data.device import DeviceCache, fits_on_device
@@ -343,6 +344,16 @@ def test_an_epoch_holds_each_image_once():
     assert not rest
     assert sorted(targets.tolist()) == sorted(order.tolist())
     assert sorted(images.flatten(1).tolist()) == sorted(expected.flatten(1).tolist())
+
+
+def test_loader_processes_are_as_many_as_the_cores_and_none_for_a_few_small_images(monkeypatch, folder):
+    digits, pictures = open_dataset("digits", None), open_dataset(None, folder)
+    for cores, expected in [(1, 1), (6, 6), (64, 8)]:
+        monkeypatch.setattr("binarize_cli.data.batches.usable_cores", lambda cores=cores: cores)
+        assert choose_workers(None, digits, len(digits.val)) == 0
+        assert choose_workers(None, digits, 10_000) == expected
+        assert choose_workers(None, pictures, len(pictures.val)) == expected
+    assert choose_workers(3, digits, 5) == 3
 
 
 @pytest.mark.parametrize("workers", [0, 2])

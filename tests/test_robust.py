@@ -370,6 +370,12 @@ def test_a_typo_of_a_flag_does_not_blame_the_recipe(bnnpp):
     assert "error: --method: no method is named 'bnn+++'. Did you mean 'bnn++'" in outcome.err
 
 
+def test_a_method_unlike_any_other_is_answered_with_where_they_are_listed(bnnpp):
+    command = "binarize", "digits_resnet", "--method", "bnn-plus"
+    assert bnnpp(*command).err.strip().endswith("'bnnpp methods' lists the methods.")
+    assert bnnpp(*command, "--set", "train.lrr=1").err.strip().endswith("shows every key.")
+
+
 def test_a_missing_folder_is_told_before_torch_is_imported(tmp_path):
     script = (
         "import sys; from binarize_cli.cli import main\n"

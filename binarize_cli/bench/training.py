@@ -124,7 +124,7 @@ class Setting:
             batch_size=train.batch_size,
             seed=train.seed,
             accumulate=train.accumulate,
-            workers=choose_workers(self.job.workers, self.dataset),
+            workers=choose_workers(self.job.workers, self.dataset, len(self.dataset.train)),
             device=self.device,
         )
 

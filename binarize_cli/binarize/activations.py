@@ -127,5 +127,10 @@ def above(x: Tensor, threshold: Tensor | None, axes: Axes) -> Tensor:
 
 def aligned(threshold: Tensor, x: Tensor, axes: Axes) -> Tensor:
     """Return t [channels] shaped so that it broadcasts against x along those axes."""
-    own = {axis % x.dim() for axis in axes}
+    own = channel_axes(x, axes)
     return threshold.view([size if at in own else 1 for at, size in enumerate(x.shape)])
+
+
+def channel_axes(x: Tensor, axes: Axes) -> set[int]:
+    """Return those axes of x counted from its first, where they may be counted from its last."""
+    return {axis % x.dim() for axis in axes}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from binarize_cli.binarize.activations import Axes, SignInput, above
+from binarize_cli.binarize.activations import Axes, SignInput, above, channel_axes
 from binarize_cli.binarize.convert import latent_weights
 
 BINS = 41  # odd: the middle one lies around the sign's step
@@ -69,7 +69,7 @@ def input_distributions(net: nn.Module, images: Tensor) -> list[dict[str, Any]]:
 
 def share_of_constant_channels(off: Tensor, axes: Axes) -> float:
     """Return the share of the channels, along those axes, in which x - t has the same sign everywhere."""
-    channels = {axis % off.dim() for axis in axes}
+    channels = channel_axes(off, axes)
     plus = (off >= 0).float().mean([axis for axis in range(off.dim()) if axis not in channels])
     return float(((plus == 0) | (plus == 1)).float().mean())
 

@@ -19,7 +19,7 @@ def evaluate(
     data_dir: o.DataDir = None,
     dataset: o.Dataset = None,
     batch_size: o.ScoreBatchSize = 64,
-    workers: o.ScoreWorkers = 2,
+    workers: o.Workers = None,
     cache_gb: o.CacheGb = 4.0,
     skip_unreadable: o.SkipUnreadable = False,
     classes: o.ScoredClasses = "all",
@@ -53,6 +53,7 @@ def evaluate(
     known = packed.document.model.classes
     _check_classes(images, known)
 
+    from binarize_cli.data.batches import choose_workers
     from binarize_cli.data.decode import decode
     from binarize_cli.data.loaders import ScoreBatches
     from binarize_cli.device import find_device, keep_freed_memory, place
@@ -75,8 +76,9 @@ def evaluate(
         images = images.relabelled(known)
     say(images.summary)
     val = decode(images.val, skip_unreadable=skip_unreadable, limit_gb=cache_gb)
+    processes = choose_workers(workers, images, len(val))
     preprocessing = Preprocessing.from_json(packed.document.preprocessing.model_dump())
-    batches = ScoreBatches(val, preprocessing, batch_size, workers=workers, device=where)
+    batches = ScoreBatches(val, preprocessing, batch_size, workers=processes, device=where)
     m = measure(net, batches, where)
     if not math.isfinite(m.loss):
         raise InputError("the network's outputs are not finite", where=printable(str(file)))

@@ -76,7 +76,6 @@ ScoreBatchSize = Annotated[int, data("--batch-size", "-b", help="Images at a tim
 Activations = Annotated[
     str, data("--activations", help="float, or int8: inputs of binary weights in 8 bits (task bw).")
 ]
-ScoreWorkers = Annotated[int, data("--workers", "-j", help="Loader processes.", min=0)]
 Lr = Annotated[float | None, train("--lr", help="Peak learning rate.")]
 Opt = Annotated[str | None, train("--opt", help="Optimizer, by timm's name.")]
 Sched = Annotated[str | None, train("--sched", help="cosine, linear or constant.")]

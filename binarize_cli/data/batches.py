@@ -45,7 +45,7 @@ def open_batches(
 
     Raises InputError, and UnreadableImage, which is one.
     """
-    processes = choose_workers(workers, dataset)
+    processes = choose_workers(workers, dataset, len(dataset.train))
     split = decode(dataset.train, skip_unreadable=skip_unreadable, limit_gb=cache_gb)
     val = decode(dataset.val, skip_unreadable=skip_unreadable, limit_gb=cache_gb)
     held_out = None
@@ -81,9 +81,9 @@ def open_batches(
     return RunBatches(batches, scoring, held_out)
 
 
-def choose_workers(wanted: int | None, dataset: ImageDataset) -> int:
-    """Return the number of loader processes: none for a few small images, which load faster."""
+def choose_workers(wanted: int | None, dataset: ImageDataset, images: int) -> int:
+    """Return the number of loader processes: none for a few small images, else by the cores."""
     if wanted is not None:
         return wanted
-    small = dataset.native_size is not None and len(dataset.train) < 10_000
+    small = dataset.native_size is not None and images < 10_000
     return 0 if small else min(8, usable_cores())

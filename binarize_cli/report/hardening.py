@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from binarize_cli.recipe import Recipe, activation_method, activation_windows, inputs_hardened
+from binarize_cli.recipe import Recipe, activation_method, activation_windows
 
 
 def of_inputs(recipe: Recipe) -> str | None:
     """Return when F of the inputs is sign, and what B then is; None if no F of inputs was hardened."""
-    share = inputs_hardened(recipe)
+    share = recipe.train.inputs_hardened
     if recipe.task == "bw" or activation_method(recipe).is_sign or not share:
         return None
     since = "from the first step" if share == 1 else f"in the last {100 * share:g}% of the steps"

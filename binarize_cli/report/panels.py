@@ -16,7 +16,6 @@ from binarize_cli.recipe import (
     effective_method,
     effective_normalize,
     effective_schedules,
-    inputs_hardened,
 )
 from binarize_cli.report import tables
 from binarize_cli.report.charts import Chart, Series, line_chart, outline, size_chart
@@ -168,7 +167,7 @@ def quantizers(recipe: Recipe) -> list[Chart]:
     if recipe.task == "bw":
         return _pair(*weights, "")
     inputs = (activation_method(recipe), activation_schedules(recipe), activation_normalize(recipe))
-    if not inputs[0].is_sign and inputs_hardened(recipe) == 1:
+    if not inputs[0].is_sign and recipe.train.inputs_hardened == 1:
         return _pair(*weights, " of weights")
     if inputs == weights:
         return _pair(*weights, " of weights and of inputs")

@@ -96,7 +96,7 @@ class Trainer:
         self.step = Step(
             net,
             binary=binary,
-            phases=PhasePlan(stage, self.steps, train.harden, train.harden_inputs, inputs_frozen),
+            phases=PhasePlan(stage, self.steps, train.harden, train.inputs_hardened, inputs_frozen),
             objective=objective,
             train=train,
             classes=classes,

@@ -15,7 +15,7 @@ class PhasePlan:
     """The phases of one stage of training.
 
     F is the method's own while its schedule runs, and sign in the last `harden` of the steps; of inputs in
-    the last `harden_inputs`, if that is more, with a schedule that is faster by as much. In the stage
+    the last `harden_inputs`, with a schedule that is faster or slower by as much. In the stage
     `activations` the weights stay float; with `inputs_frozen` the inputs stay at the end of their schedule.
     """
 
@@ -23,14 +23,13 @@ class PhasePlan:
     steps: int
     harden: float
     """The share of the steps in which F is sign, in [0, 1)."""
-    harden_inputs: float = 0.0
-    """That of the inputs, if it is more, in [0, 1]."""
+    harden_inputs: float
+    """That of the inputs, in [0, 1]."""
     inputs_frozen: bool = False
 
     def at(self, step: int) -> Phase:
         """Return the phase of a step, counted from 0."""
-        inputs = self._moment(step, max(self.harden, self.harden_inputs))
-        return self._phase(self._moment(step, self.harden), inputs)
+        return self._phase(self._moment(step, self.harden), self._moment(step, self.harden_inputs))
 
     def after(self, steps: int) -> Phase:
         """Return the phase in which so many steps leave the network."""
