@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from binarize_cli import recipe_io
 from binarize_cli.quantizers.methods import METHODS
 from binarize_cli.report.comparison import Run, cell, compare_runs, name_of
 from binarize_cli.report.results import as_json, read_results
@@ -56,8 +57,22 @@ def machines(group: Iterable[Result]) -> str:
 
 
 def label(result: Result) -> str:
-    """Return the method or recipe of a result, and what its command sets beside."""
-    return " ".join((name_of(result), *re.findall(r"--set[ =](\S+)", result["command"])))
+    """Return the method or recipe of a result, and what its command sets beside.
+
+    What the recipe itself says by now is left out: by such commands its settings were found.
+    """
+    name = name_of(result)
+    recipe = recipe_io.read(name if name in recipe_io.names() else recipe_io.default(result["task"])).data
+    given = re.findall(r"--set[ =](([\w.]+)=(\S+))", result["command"])
+    return " ".join((name, *(text for text, key, value in given if not _says(recipe, key, value))))
+
+
+def _says(recipe: Mapping[str, Any], key: str, value: str) -> bool:
+    """Return whether a recipe file has this value at a dotted key."""
+    *sections, last = key.split(".")
+    for section in sections:
+        recipe = recipe.get(section) or {}
+    return last in recipe and recipe[last] == recipe_io.parse_value(value)
 
 
 def results() -> str:
@@ -114,8 +129,7 @@ def _general(command: str) -> str:
 
 def plain_bnnpp() -> list[Result]:
     """Return the results of plain `--method bnn++` commands, but for those selected on what they report."""
-    own = [result for result in stored() if result["method"] == "bnn++"]
-    plain = [result for result in own if not re.search(r"--(recipe|set)\b", result["command"])]
+    plain = [result for result in stored() if label(result) == "bnn++"]
     return [result for result in plain if setting(result)[4] != "val"]
 
 
@@ -149,7 +163,7 @@ def lead() -> str:
         groups[*setting(result), result["task"]].append(result)
     rows = []
     for key in sorted(groups, key=str):
-        plain = [each for each in groups[key] if each["method"] != "ptq" and "--set" not in each["command"]]
+        plain = [each for each in groups[key] if each["method"] != "ptq" and label(each) == name_of(each)]
         trained = compare_runs([Run(result) for result in plain])["rows"]
         own = next((row for row in trained if row["row"] == "bnn++"), None)
         others = [row for row in trained if row is not own]
