@@ -111,6 +111,17 @@ def test_runs_of_other_settings_are_not_averaged(generate, monkeypatch):
     assert "train.lr=1.0" in page and "50.00" not in generate.results.results_summary()
 
 
+def test_a_setting_that_the_recipe_itself_has_by_now_makes_no_row_of_its_own(generate, monkeypatch):
+    with_it, another = a_result(96.0, 1, task="bwa"), a_result(50.0, 2, task="bwa", harden=0.9)
+    with_it["command"] += " --set train.harden=0.3"  # as recipes/binary-activations.yaml
+    another["command"] += " --set train.harden=0.9"
+    monkeypatch.setattr(generate.results, "stored", lambda: [a_result(95.0, 0, task="bwa"), with_it, another])
+    page = generate.results.results()
+    assert "| `bnn++` | bwa | 2 | **95.50 ± 0.50** |" in page
+    assert "| `bnn++ train.harden=0.9` | bwa | 1 | **50.00** |" in page
+    assert "95.50" in generate.results.results_summary() and "50.00" not in generate.results.results_summary()
+
+
 def test_without_results_the_pages_say_so(generate, monkeypatch):
     monkeypatch.setattr(generate.results, "stored", list)
     assert generate.results.results() == generate.results.results_summary() == "No result is stored yet."
