@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +65,22 @@ def label(result: Result) -> str:
     """
     name = name_of(result)
     recipe = recipe_io.read(name if name in recipe_io.names() else recipe_io.default(result["task"])).data
-    given = re.findall(r"--set[ =](([\w.]+)=(\S+))", result["command"])
-    return " ".join((name, *(text for text, key, value in given if not _says(recipe, key, value))))
+    return " ".join((name, *(each for each in _given(result["command"]) if not _says(recipe, each))))
 
 
-def _says(recipe: Mapping[str, Any], key: str, value: str) -> bool:
-    """Return whether a recipe file has this value at a dotted key."""
+def _given(command: str) -> list[str]:
+    """Return what a command sets, each as `key=value`.
+
+    >>> _given("bnnpp binarize x --set train.lr=1 --set 'layers.keep_float=[first, head]'")
+    ['train.lr=1', 'layers.keep_float=[first, head]']
+    """
+    words = shlex.split(command.replace("--set=", "--set "))
+    return [value for flag, value in pairwise(words) if flag == "--set"]
+
+
+def _says(recipe: Mapping[str, Any], assignment: str) -> bool:
+    """Return whether a recipe file has this value, `key=value`, at a dotted key."""
+    key, _, value = assignment.partition("=")
     *sections, last = key.split(".")
     for section in sections:
         recipe = recipe.get(section) or {}
