@@ -9,6 +9,8 @@ import pytest
 import torch
 from pretended_cuda import CUDA, pretended_cuda
 
+from binarize_cli.training.phases import PhasePlan
+
 QUICK = ("float", "bw soft", "bw hard")
 
 
@@ -198,7 +200,7 @@ def test_a_step_that_the_scaler_skips_maps_no_latents_and_leaves_the_average(mak
     fine_tuning = make_trainer(tmp_path, "pq", "digits_vit", amp="fp16", ema=0.5)
     step = fine_tuning.step
     step.scaler = torch.amp.GradScaler("cpu", enabled=True, init_scale=2.0**8)
-    step.phases = type(step.phases)("binary", 4, 0.0)
+    step.phases = PhasePlan("binary", steps=4, harden=0.0, harden_inputs=0.0)
     before = {name: tensor.clone() for name, tensor in fine_tuning.net.state_dict().items()}
     average = {name: tensor.clone() for name, tensor in step.ema.module.state_dict().items()}
     next(p for p in fine_tuning.net.parameters()).register_hook(lambda gradient: gradient * torch.inf)
