@@ -64,7 +64,7 @@ def label(result: Result) -> str:
     What the recipe itself says by now is left out: by such commands its settings were found.
     """
     name = name_of(result)
-    recipe = recipe_io.read(name if name in recipe_io.names() else recipe_io.default(result["task"])).data
+    recipe = name if name in recipe_io.names() else recipe_io.default(result["task"])
     return " ".join((name, *(each for each in _given(result["command"]) if not _says(recipe, each))))
 
 
@@ -78,13 +78,12 @@ def _given(command: str) -> list[str]:
     return [value for flag, value in pairwise(words) if flag == "--set"]
 
 
-def _says(recipe: Mapping[str, Any], assignment: str) -> bool:
-    """Return whether a recipe file has this value, `key=value`, at a dotted key."""
+def _says(recipe: str, assignment: str) -> bool:
+    """Return whether `key=value` changes nothing in the recipe of that name."""
     key, _, value = assignment.partition("=")
-    *sections, last = key.split(".")
-    for section in sections:
-        recipe = recipe.get(section) or {}
-    return last in recipe and recipe[last] == recipe_io.parse_value(value)
+    plain, changed = recipe_io.read(recipe), recipe_io.read(recipe)
+    changed.set(key, recipe_io.parse_value(value), "--set")
+    return changed.data == plain.data
 
 
 def results() -> str:
