@@ -28,6 +28,14 @@ Epochs = Annotated[int, Field(ge=0, le=100_000)]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
 
 
+class Misfit(ValueError):
+    """A key of a section, dotted, that does not go with the rest of the recipe, and why."""
+
+    def __init__(self, key: str, what: str):
+        super().__init__(what)
+        self.key = key
+
+
 class Section(BaseModel):
     """A mapping in which every key is known and every value has its type."""
 
@@ -94,6 +102,18 @@ class Activation(Section):
     """Whether residual blocks get a shortcut around every binary convolution, and RPReLU for ReLU."""
     attention: Literal["float", "binary"] = "float"
     """Whether the matrix products q k^T and p v of transformers take floats or signs."""
+
+    @field_validator("method")
+    @classmethod
+    def _own_pair(cls, name: str | None) -> str | None:
+        if name is None:
+            return None
+        method = METHODS[_known(name)]
+        if name == "pc++":
+            raise ValueError("pc++ takes its parts from `quantizer`; leave activation.method unset")
+        if not (method.binary and method.trains):
+            raise ValueError(f"{name} has no pair (F, B) to train with; leave activation.method unset")
+        return name
 
 
 class Accumulator(Section):
@@ -246,38 +266,29 @@ class Recipe(Section):
     @field_validator("method")
     @classmethod
     def _known_method(cls, name: str) -> str:
-        if name not in METHODS:
-            raise ValueError(f"no method is named '{name}'. {did_you_mean(name, METHODS, '')}".strip())
-        return name
+        return _known(name)
 
     @field_validator("quantizer")
     @classmethod
     def _own_parameters(cls, quantizer: Quantizer, info: ValidationInfo) -> Quantizer:
         if info.data.get("method") not in METHODS:
             return quantizer
-        try:
-            method = with_parts(METHODS[info.data["method"]], quantizer.map, quantizer.transform)
-        except InputError as error:
-            raise ValueError(f"{error.what}. {error.hint}") from None
-        _check_schedules(method, quantizer.schedules)
+        method = METHODS[info.data["method"]]
+        for key, parts in (("map", (quantizer.map, None)), ("transform", (None, quantizer.transform))):
+            try:
+                with_parts(method, *parts)
+            except InputError as error:
+                raise Misfit(key, f"{error.what}. {error.hint}") from None
+        _check_schedules(with_parts(method, quantizer.map, quantizer.transform), quantizer.schedules)
         return quantizer
 
     @field_validator("activation")
     @classmethod
     def _activation_parameters(cls, activation: Activation, info: ValidationInfo) -> Activation:
-        name = activation.method or info.data.get("method", "")
-        if not name:  # the recipe's method is faulty, and told so
+        name, quantizer = activation.method or info.data.get("method"), info.data.get("quantizer")
+        if not name or not quantizer:  # faulty, and told so
             return activation
-        if name not in METHODS:
-            raise ValueError(f"no method is named '{name}'. {did_you_mean(name, METHODS, '')}".strip())
-        if name == "pc++" and activation.method:
-            raise ValueError("pc++ takes its parts from `quantizer`; leave activation.method unset")
-        if activation.method and not (METHODS[name].binary and METHODS[name].trains):
-            raise ValueError(f"{name} has no pair (F, B) to train with; leave activation.method unset")
-        parts = info.data.get("quantizer")
-        if parts is None:  # faulty, and told so
-            return activation
-        shared = (parts.map, parts.transform) if not activation.method else (None, None)
+        shared = (quantizer.map, quantizer.transform) if not activation.method else (None, None)
         _check_schedules(with_parts(METHODS[name], *shared), activation.schedules)
         return activation
 
@@ -286,12 +297,20 @@ class Recipe(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def _known(name: str) -> str:
+    """Return the name of a method. Raises ValueError if none has it."""
+    if name not in METHODS:
+        raise ValueError(f"no method is named '{name}'. {did_you_mean(name, METHODS, '')}".strip())
+    return name
+
+
 def _check_schedules(method: Method, schedules: Mapping[str, Span]) -> None:
-    """Raise ValueError if a schedule is of a parameter that the method does not have."""
-    unknown = [name for name in schedules if name not in method.schedules]
-    if unknown:
-        own = ", ".join(method.schedules) or "none"
-        raise ValueError(f"{method.name} has no parameter '{unknown[0]}' (its parameters: {own})")
+    """Raise Misfit if a schedule is of a parameter that the method does not have."""
+    for name in schedules:
+        if name not in method.schedules:
+            own = ", ".join(method.schedules) or "none"
+            what = f"{method.name} has no parameter '{name}' (its parameters: {own})"
+            raise Misfit(f"schedules.{name}", what)
 
 
 def effective_method(recipe: Recipe) -> Method:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from binarize_cli.errors import InputError, closest, did_you_mean
 from binarize_cli.files import kind_of, shortened
-from binarize_cli.recipe import Recipe, Section, Span
+from binarize_cli.recipe import Misfit, Recipe, Section, Span
 
 SUFFIXES = (".yaml", ".yml")
 LARGEST = 64 * 2**10  # bytes of a recipe file; the longest of ours has two thousand
@@ -53,14 +53,14 @@ class Draft:
             return Recipe.model_validate(self.data)
         except ValidationError as error:
             order = {path: number for number, path in enumerate(self.places)}
-            ordered = sorted(error.errors(), key=lambda e: order.get(self._known_part(e["loc"]), -1))
+            ordered = sorted(error.errors(), key=lambda e: order.get(self._known_part(_path(e)), -1))
         # The branches of a union complain one by one about one value: the first of them is enough.
         faults = list({self._key(e): e for e in reversed(ordered)}.values())[::-1]
         lines = [self._fault(fault) for fault in faults[:MOST_FAULTS]]
         if len(faults) > MOST_FAULTS:
             lines.append(f"and {len(faults) - MOST_FAULTS} more")
         hint = "'bnnpp recipes show default --full' shows every key."
-        if all(self._key(fault) == ("method",) for fault in faults):
+        if all(self._key(fault) in (("method",), ("activation", "method")) for fault in faults):
             hint = "'bnnpp methods' lists the methods."
         if all(self._place(fault).startswith("--") for fault in faults):  # then no recipe is to blame
             raise InputError("\n  ".join(lines), hint=hint)
@@ -69,7 +69,7 @@ class Draft:
 
     def _place(self, error: Mapping) -> str:
         """Return the line of the file, or the flag, that a fault is in."""
-        return self.places.get(self._known_part(error["loc"]), self.origin)
+        return self.places.get(self._known_part(_path(error)), self.origin)
 
     def _known_part(self, path: tuple) -> tuple:
         """Return as much of a path as has a place: pydantic appends the branch of a union it tried."""
@@ -79,16 +79,13 @@ class Draft:
 
     def _key(self, error: Mapping) -> tuple:
         """Return what a fault is about: an unknown or missing key, or the value at a known one."""
-        return (
-            error["loc"]
-            if error["type"] in ("extra_forbidden", "missing")
-            else self._known_part(error["loc"])
-        )
+        path = _path(error)
+        return path if error["type"] in ("extra_forbidden", "missing") else self._known_part(path)
 
     def _fault(self, error: Mapping) -> str:
         """Return a fault as one line: place, key, what is wrong."""
         place = self._place(error)
-        key = ".".join(str(part) for part in (self._key(error) or error["loc"]))
+        key = ".".join(str(part) for part in (self._key(error) or _path(error)))
         if error["type"] == "extra_forbidden":
             *parents, last = error["loc"]
             known = _keys(tuple(parents))
@@ -100,6 +97,12 @@ class Draft:
         shown = "" if told else f" (got {shortened(_shown(given))})"
         named = "" if place == "--" + key.rpartition(".")[2].replace("_", "-") else f"{key}: "
         return f"{place}: {named}{message}{shown}"
+
+
+def _path(error: Mapping) -> tuple:
+    """Return the path of the key that a fault is about."""
+    reason = error.get("ctx", {}).get("error")
+    return (*error["loc"], *(reason.key.split(".") if isinstance(reason, Misfit) else ()))
 
 
 def _shown(value: Any) -> str:

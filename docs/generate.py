@@ -31,6 +31,8 @@ from generated import (
 )
 from generated.places import ROOT
 
+from binarize_cli.errors import InputError
+
 BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 BLOCKS: Mapping[str, Callable[[], str]] = {
@@ -84,9 +86,12 @@ def main() -> None:
     for flag, (_, what) in KEPT.items():
         parser.add_argument(f"--{flag}", type=Path, metavar="PATH", nargs="+", help=f"first keep {what}")
     flags = vars(parser.parse_args())
-    for flag, (keep, _) in KEPT.items():
-        if flags[flag]:
-            keep(flags[flag])
+    try:
+        for flag, (keep, _) in KEPT.items():
+            if flags[flag]:
+                keep(flags[flag])
+    except InputError as error:
+        parser.error(str(error))
     for name, draw in PLOTS.items():
         (ROOT / "docs" / name).write_text(draw(), encoding="utf-8")
     for page in pages():

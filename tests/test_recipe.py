@@ -25,7 +25,7 @@ def faults(draft) -> list[str]:
     with pytest.raises(InputError) as caught:
         draft.validate()
     lines = str(caught.value).splitlines()
-    of_methods = all(": method: " in line for line in lines[1:-1])
+    of_methods = all(re.search(r": (activation\.)?method: ", line) for line in lines[1:-1])
     shown = "methods' lists the methods." if of_methods else "recipes show default --full' shows every key."
     assert lines[-1].strip() == f"'bnnpp {shown}"
     count = 1 if "a fault in the recipe" in lines[0] else int(re.search(r"(\d+) faults", lines[0])[1])
@@ -211,23 +211,41 @@ def test_an_unknown_method_is_a_fault_with_a_guess():
 @pytest.mark.parametrize(("method", "own"), [("bc", "none"), ("pc", "rho")])
 def test_a_schedule_of_a_parameter_the_method_lacks_is_a_fault(method, own):
     message = fault(f"method: {method}\nquantizer:\n  schedules: {{mu: 5}}")
-    assert message == f"r.yaml:2: quantizer: {method} has no parameter 'mu' (its parameters: {own})"
+    what = f"{method} has no parameter 'mu' (its parameters: {own})"
+    assert message == f"r.yaml:3: quantizer.schedules.mu: {what}"
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("activation: {schedules: {rho: 1}}", "bnn++ has no parameter 'rho' (its parameters: mu)"),
-        ("activation: {method: bc, schedules: {mu: 1}}", "bc has no parameter 'mu' (its parameters: none)"),
+        ("activation: {schedules: {rho: 1}}", "rho: bnn++ has no parameter 'rho' (its parameters: mu)"),
+        (
+            "activation: {method: bc, schedules: {mu: 1}}",
+            "mu: bc has no parameter 'mu' (its parameters: none)",
+        ),
         (
             "method: pc++\nquantizer: {map: parq, transform: identity}\nactivation: {schedules: {mu: 1}}",
-            "pc++ has no parameter 'mu' (its parameters: s)",
+            "mu: pc++ has no parameter 'mu' (its parameters: s)",
         ),
     ],
     ids=["the method of the weights", "one of its own", "parts of the weights' quantizer"],
 )
 def test_a_schedule_of_a_parameter_the_inputs_method_lacks_is_a_fault(text, words):
-    assert fault(text).endswith(f"activation: {words}")
+    assert fault(text).endswith(f"activation.schedules.{words}")
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("bnn-", "no method is named 'bnn-'. Did you mean"),
+        ("pc++", "pc++ takes its parts from `quantizer`"),
+        ("ptq", "ptq has no pair (F, B) to train with"),
+        ("float", "float has no pair (F, B) to train with"),
+    ],
+)
+def test_a_method_that_inputs_cannot_have_is_a_fault(method, words):
+    message = fault(f"task: bwa\nactivation:\n  padding: plus\n  method: {method}")
+    assert message.startswith(f"r.yaml:4: activation.method: {words}")
 
 
 @pytest.mark.parametrize(
@@ -257,6 +275,24 @@ def test_a_recipe_that_contains_itself_is_refused():
 
 
 # --- flags and --set -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("quantizer.schedules.mu", "bc has no parameter 'mu'"),
+        ("quantizer.map", "bc has no map to choose"),
+        ("quantizer.transform", "bc has no transform to choose"),
+        ("activation.schedules.mu", "bc has no parameter 'mu'"),
+    ],
+)
+def test_a_flag_that_does_not_go_with_the_method_does_not_blame_the_recipe(key, words):
+    draft = parse("quantizer: {scale: layer}\nactivation: {padding: plus}", "r.yaml")
+    draft.set("method", "bc", "--method")
+    draft.set(key, "erf" if key == "quantizer.transform" else 5 if key.endswith("mu") else "lq", "--set")
+    with pytest.raises(InputError) as caught:
+        draft.validate()
+    assert str(caught.value).startswith(f"--set: {key}: {words}")
 
 
 def test_a_flag_overrides_the_recipe_and_creates_sections():
