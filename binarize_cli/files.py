@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, Literal
 
 from binarize_cli import ranks
-from binarize_cli.errors import InputError
+from binarize_cli.errors import InputError, printable
 
 
 def kind_of(path: Path) -> Literal["file", "folder", "other"] | None:
@@ -141,7 +141,7 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        return self.report.exists()
+        return kind_of(self.report) is not None
 
     @property
     def started(self) -> bool:
@@ -367,6 +367,29 @@ def _flat(tree: dict, prefix: str = "") -> dict:
     for key, value in tree.items():
         items |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return items
+
+
+def check_file(path: Path, hint: str) -> None:
+    """Raise InputError unless there is a file at `path`. At a run folder the hint names its packed file."""
+    kind, packed = kind_of(path), RunFolder(path).packed
+    if kind == "file":
+        return
+    if kind == "folder" and kind_of(packed) == "file":
+        hint = f"The packed file in it is {packed}"
+    what = {None: "no such file", "folder": "a folder, not a file", "other": "a pipe or a device, not a file"}
+    raise InputError(what[kind], where=printable(str(path)), hint=printable(hint))
+
+
+def check_folder(folder: Path | None, flag: str) -> None:
+    """Raise InputError unless `folder` can be written to, or be made where it is not there yet."""
+    if folder is None:
+        return
+    place = absolute(folder)
+    while kind_of(place) is None:
+        place = place.parent
+    if kind_of(place) != "folder" or not os.access(place, os.W_OK | os.X_OK):
+        hint = "Choose another folder."
+        raise InputError("no files can be written there", where=f"{flag} {folder}", hint=hint)
 
 
 def check_weights(weights: Path | None, output: Path | None) -> None:

@@ -141,7 +141,7 @@ WRONG_WORDS = {
     ),
     "no packed file": (["eval", "model.safetensors"], ["model.safetensors", "no such file"]),
     "no file to inspect": (["inspect", "model.safetensors"], ["model.safetensors", "no such file"]),
-    "folder to inspect": (["inspect", "."], ["no such file"]),
+    "folder to inspect": (["inspect", "."], ["a folder, not a file"]),
     "misspelt card": (["methods", "bn+"], ["'bn+'", "'bnn+'"]),
     "no recipe to show": (["recipes", "show", "paper/bn"], ["paper/bn", "'paper/bnn'"]),
     "no file to validate": (["recipes", "validate", "mine.yaml"], ["mine.yaml"]),

@@ -224,7 +224,7 @@ def refused(path: Path) -> str:
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     assert "no such file" in refused(tmp_path / "none.safetensors")
-    assert "no such file" in refused(tmp_path)
+    assert "a folder, not a file" in refused(tmp_path)
 
 
 def test_a_file_cut_anywhere_is_refused(path):

@@ -146,12 +146,48 @@ def test_a_link_to_the_folder_above_is_no_hang(tmp_path):
 # --- item 15: names, folders, states that are broken -----------------------------------------------------
 
 
-@pytest.mark.parametrize("flag", ["--data-dir", "--weights", "--output", "--recipe"])
+@pytest.mark.parametrize("flag", ["--data-dir", "--weights", "--output", "--recipe", "--teacher-logits"])
 @pytest.mark.parametrize("name", ["x" * 5000, "a\udcffb" * 90, "~nosuchuser/x" * 30])
 def test_names_that_no_file_can_have_are_one_message(bnnpp, empty, flag, name):
     outcome = bnnpp("binarize", "digits_resnet", flag, name)
     assert outcome.code == 2 and outcome.err.count("error: ") == 1
     assert "Traceback" not in outcome.err
+
+
+READERS = {
+    "eval": ("eval", "FILE"),
+    "inspect": ("inspect", "FILE"),
+    "predict": ("predict", "FILE", "one.png"),
+    "export": ("export", "FILE", "--to", "timm"),
+    "analyze": ("analyze", "FILE"),
+    "bench score": ("bench", "score", "FILE"),
+    "compare": ("compare", "--from", "FILE"),
+    "compare into": ("compare", "digits_vit", "--methods", "ptq", "--output", "FILE"),
+    "recipes cp": ("recipes", "cp", "default", "FILE"),
+}
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".onnx"])
+@pytest.mark.parametrize("words", READERS.values(), ids=READERS)
+def test_a_name_that_no_file_can_have_is_one_message_of_every_command(bnnpp, empty, words, suffix):
+    name = "x" * 300 + suffix
+    outcome = bnnpp(*(name if word == "FILE" else word for word in words))
+    assert outcome.code == 2 and outcome.err.count("error: ") == 1 and "unexpected" not in outcome.err
+
+
+@pytest.mark.parametrize("words", [READERS[name] for name in list(READERS)[:6]], ids=list(READERS)[:6])
+def test_a_run_folder_is_answered_with_its_packed_file(bnnpp, finished, words):
+    outcome = bnnpp(*(finished if word == "FILE" else word for word in words))
+    assert outcome.code == 2 and f"{finished}: a folder, not a file" in outcome.err
+    assert str(finished / "model.safetensors") in outcome.err
+
+
+def test_a_folder_for_logits_that_cannot_be_made_is_told_before_training(bnnpp, empty):
+    (empty / "file").touch()
+    for place in ("file", "file/logits"):
+        outcome = bnnpp("binarize", "digits_resnet", *QUICK, "--teacher-logits", place)
+        assert outcome.code == 2 and f"--teacher-logits {place}: no files can be written" in outcome.err
+    assert [entry.name for entry in empty.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe\x00"])

@@ -12,6 +12,7 @@ import typer
 from binarize_cli.cli import options as o
 from binarize_cli.console import result, say, show, stdout
 from binarize_cli.errors import InputError
+from binarize_cli.files import RunFolder, check_file, kind_of
 
 UNITS = {"": 1, "b": 1, "kib": 2**10, "kb": 1000, "mib": 2**20, "mb": 10**6}
 LEVELS = ("layer", "block")
@@ -109,9 +110,9 @@ def analyze(
 def _target(target: str, flags: dict[str, Any]) -> tuple[Any, Path]:
     """Return the packed file, or None for a model, and the default folder. Raises InputError."""
     path = Path(target)
-    if not path.is_file():
-        if path.suffix == ".safetensors":
-            raise InputError("no such file", where=target, hint="Give a file that 'bnnpp binarize' wrote.")
+    if path.suffix == ".safetensors" or kind_of(RunFolder(path).packed):
+        check_file(path, "Give a file that 'bnnpp binarize' wrote.")
+    if kind_of(path) != "file":
         return None, Path("runs") / f"analyze-{target.replace('/', '-')}"
     if wrong := next((flag for flag, value in flags.items() if value), None):
         raise InputError(f"{wrong} goes with a model, not with a file", hint="Leave it out.")

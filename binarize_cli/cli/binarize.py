@@ -116,12 +116,13 @@ def run_job(command: str, flags: dict[str, Any]) -> tuple[RunFolder, dict[str, A
     chosen = recipe_from_flags(recipe, keys, pairs)
 
     from binarize_cli.data.datasets import check_dataset
-    from binarize_cli.files import check_weights
+    from binarize_cli.files import check_folder, check_weights
     from binarize_cli.training.stop import StoppedEarly, StopRequest
 
     check_dataset(flags.get("dataset"), flags.get("data_dir"))
     check_weights(flags.get("weights"), flags.get("output"))
     check_weights(flags.get("teacher_weights"), flags.get("output"))
+    check_folder(flags.get("teacher_logits"), "--teacher-logits")
     if flags.get("teacher_weights") is not None and chosen.distill.teacher is None:
         raise InputError("no teacher is named", where="--teacher-weights", hint="Pass --teacher NAME too.")
 

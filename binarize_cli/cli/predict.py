@@ -14,7 +14,7 @@ import typer
 from binarize_cli.cli import options as o
 from binarize_cli.console import result, warn
 from binarize_cli.errors import InputError, printable
-from binarize_cli.files import kind_of
+from binarize_cli.files import check_file, kind_of
 
 STDIN = "-"
 
@@ -40,8 +40,7 @@ def predict(
 
     find . -name '*.jpg' | bnnpp predict model.safetensors - --json | jq .images
     """
-    if not file.is_file():  # before torch is imported
-        raise InputError("no such file", where=printable(str(file)), hint="'bnnpp binarize' writes one.")
+    check_file(file, "Give a file that 'bnnpp binarize' wrote.")  # before torch is imported
     files = list(_files(images))
     if not files:
         raise InputError("there are no images", where=", ".join(images)[:200])

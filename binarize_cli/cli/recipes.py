@@ -11,6 +11,7 @@ import typer
 from binarize_cli.cli import options as o
 from binarize_cli.console import result
 from binarize_cli.errors import InputError, closest, counted
+from binarize_cli.files import kind_of
 
 app = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -53,7 +54,7 @@ def cp(name: Name, dest: Annotated[Path, typer.Argument(help="A new file, or a f
     bnnpp recipes cp default mine.yaml
     """
     source = _path(name)
-    target = dest / source.name if dest.is_dir() else dest
+    target = dest / source.name if kind_of(dest) == "folder" else dest
     try:
         with target.open("x", encoding="utf-8") as copy:
             copy.write(source.read_text(encoding="utf-8"))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from binarize_cli.errors import BnnppError, InputError, printable
+from binarize_cli.files import check_file
 from binarize_cli.packed.format import parse, validated
 from binarize_cli.packed.schema import Document
 
@@ -52,8 +53,7 @@ class OnnxFile:
 def read_onnx(path: Path) -> OnnxFile:
     """Read an ONNX file that `bnnpp export` wrote. Raises InputError for any other file."""
     where = printable(str(path))
-    if not path.is_file():
-        raise InputError("no such file", where=where, hint="Give a file that 'bnnpp export --to onnx' wrote.")
+    check_file(path, "Give a file that 'bnnpp export --to onnx' wrote.")
     onnx: Any = needed("onnx")
     try:
         model = onnx.load(str(path))

@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from binarize_cli.errors import BnnppError, InputError, printable
-from binarize_cli.files import atomic
+from binarize_cli.files import atomic, check_file
 from binarize_cli.packed.check import faults_of_tensors
 from binarize_cli.packed.joined import DTYPES, join, split
 from binarize_cli.packed.schema import FORMAT, Document
@@ -99,8 +99,7 @@ def read(path: Path) -> PackedFile:
     that are not those of the document or of its checksum, or with numbers that are not finite.
     """
     where = printable(str(path))
-    if not path.is_file():
-        raise InputError("no such file", where=where, hint="Give a file that 'bnnpp binarize' wrote.")
+    check_file(path, "Give a file that 'bnnpp binarize' wrote.")
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}

@@ -12,6 +12,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from binarize_cli.errors import InputError
+from binarize_cli.files import kind_of
 
 SCHEMA = "bnnpp result 1"
 NETWORKS = ("float", "soft", "hard", "packed")
@@ -113,9 +114,10 @@ def read_results(places: Iterable[Path]) -> list[tuple[Path, dict[str, Any]]]:
 
 
 def _files(place: Path) -> list[Path]:
-    if not place.exists():
+    kind = kind_of(place)
+    if kind is None:
         raise InputError("there is no such file or folder", where=str(place))
-    if place.is_file():
+    if kind == "file":
         return [place]
     own = sorted(place.glob("*.json"))
     reports = [file for file in own if file.name == "report.json"]  # beside it lie parts of the same run
