@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from PIL.Image import Image
 from torch import Tensor, nn
 
 from binarize_cli import recipe_io
 from binarize_cli.binarize.prepare import BinaryNetwork, make_binary, rewrite_and_choose
-from binarize_cli.data.images import UnreadableImage, decode_image
+from binarize_cli.data.images import UnreadableImage, decode_image, grey_or_rgb
 from binarize_cli.data.transforms import ImageTransform
 from binarize_cli.device import find_device, place
 from binarize_cli.errors import InputError
@@ -26,6 +27,8 @@ from binarize_cli.packed.format import read, write
 from binarize_cli.packed.int8_inputs import use_int8_inputs
 from binarize_cli.packed.runtime import load_packed_into, rebuild
 from binarize_cli.recipe import Recipe
+
+AnyImage = str | Path | Image
 
 
 class Prediction(NamedTuple):
@@ -61,18 +64,22 @@ def load(file: str | Path, device: str = "cpu", activations: str = "float") -> n
 
 @torch.no_grad()
 def predict(
-    network: str | Path | nn.Module, images: Iterable[str | Path], top: int = 5, batch_size: int = 32
+    network: str | Path | nn.Module,
+    images: AnyImage | Iterable[AnyImage],
+    top: int = 5,
+    batch_size: int = 32,
 ) -> list[list[Prediction]]:
-    """Return, for each image file, the most probable classes, at most `top` of them, the first first.
+    """Return, for each image, the most probable classes, at most `top` of them, the first first.
 
-    `network` is a packed file, or what `load` returned. Raises InputError, and UnreadableImage, which is one,
-    for an image that cannot be decoded.
+    `network` is a packed file, or what `load` returned; `images` are files, or images of PIL. One alone is a
+    list of one. Raises InputError, and UnreadableImage, which is one, for an image that cannot be decoded.
     """
     net: Any = network if isinstance(network, nn.Module) else load(network)
     device = next(net.parameters()).device
-    files, found = [Path(each) for each in images], []
-    for start in range(0, len(files), batch_size):
-        batch = net.transform([_decoded(file) for file in files[start : start + batch_size]])
+    several = [images] if isinstance(images, AnyImage) else list(images)
+    found = []
+    for start in range(0, len(several), batch_size):
+        batch = net.transform([_decoded(image) for image in several[start : start + batch_size]])
         shares = net(batch.to(device)).float().softmax(1)
         best = shares.topk(min(top, shares.shape[1]), dim=1)
         for values, indices in zip(best.values.tolist(), best.indices.tolist(), strict=True):
@@ -81,14 +88,16 @@ def predict(
     return found
 
 
-def _decoded(file: Path) -> Any:
+def _decoded(image: AnyImage) -> Image:
+    if isinstance(image, Image):
+        return grey_or_rgb(image)
     try:
-        return decode_image(file)
+        return decode_image(image)
     except MemoryError:
         raise
     except Exception as error:  # a broken file makes PIL's decoders raise nearly anything
         hint = "Give image files that Pillow reads, such as PNG or JPEG."
-        raise UnreadableImage(f"cannot be decoded ({error})", where=str(file), hint=hint) from error
+        raise UnreadableImage(f"cannot be decoded ({error})", where=str(image), hint=hint) from error
 
 
 def binarize(

@@ -89,6 +89,13 @@ def test_a_file_of_another_network_is_refused_and_eval_says_how_to_load_it(tmp_p
     assert command("inspect", file).code == 0
 
 
+def test_a_progress_outside_of_the_schedule_is_refused():
+    made = bnnpp.binarize(Small(), images(2))
+    for progress in (-0.1, 1.01, float("nan")):
+        with pytest.raises(bnnpp.InputError, match="is not in"):
+            made.move_to(progress)
+
+
 def test_binary_inputs_ask_for_images_and_a_faulty_recipe_is_told():
     with pytest.raises(bnnpp.InputError, match="calibrates on images"):
         bnnpp.binarize(Small(), images(2), recipe={"task": "bwa"})
@@ -105,6 +112,8 @@ def test_a_packed_file_is_loaded_and_names_what_is_on_an_image(finished, tmp_pat
     ((first, *rest),) = bnnpp.predict(finished / "model.safetensors", [file], top=3)
     assert first.name == net.classes[int(shares.argmax())] and len(rest) == 2
     assert first.probability == pytest.approx(float(shares.detach().max()), rel=1e-6)
+    assert bnnpp.predict(net, str(file), top=3) == bnnpp.predict(net, Image.open(file), top=3)
+    assert bnnpp.predict(net, [Image.open(file).convert("RGBA")]) == bnnpp.predict(net, [file])
     (tmp_path / "broken.png").write_bytes(b"no picture")
     with pytest.raises(bnnpp.InputError, match="cannot be decoded"):
         bnnpp.predict(net, [tmp_path / "broken.png"])

@@ -31,6 +31,7 @@ from binarize_cli.binarize.respread import respread
 from binarize_cli.binarize.rounding import round_floats
 from binarize_cli.binarize.select import Layer, count_macs, select
 from binarize_cli.binarize.updates import update_rule
+from binarize_cli.errors import InputError
 from binarize_cli.quantizers.scales import SCALES
 from binarize_cli.recipe import (
     Recipe,
@@ -69,7 +70,13 @@ class BinaryNetwork:
         set_phase(self.net, phase)
 
     def move_to(self, progress: float) -> None:
-        """Move the schedules of weights and inputs to a progress in [0, 1]; F is the method's own."""
+        """Move the schedules of weights and inputs to a progress in [0, 1]; F is the method's own.
+
+        Raises InputError for a progress outside.
+        """
+        if not 0 <= progress <= 1:
+            hint = "It is the share of the steps that are done."
+            raise InputError(f"a progress of {progress:g} is not in [0, 1]", where="move_to", hint=hint)
         self.enter(Phase.at(progress))
 
     def harden(self) -> None:

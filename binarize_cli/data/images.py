@@ -95,6 +95,11 @@ def decode_image(file: str | Path | BinaryIO) -> Image:
 
     with Image.open(file) as image:
         image.load()
-        if image.mode.startswith("I;16"):  # PIL's own conversion would cut everything above 255 to white
-            return image.point(lambda value: value / 256).convert("L")
-        return image if image.mode in ("L", "RGB") else image.convert("RGB")
+        return grey_or_rgb(image)
+
+
+def grey_or_rgb(image: Image) -> Image:
+    """Return an image of PIL in mode L if it is in shades of grey, else RGB."""
+    if image.mode.startswith("I;16"):  # PIL's own conversion would cut everything above 255 to white
+        return image.point(lambda value: value / 256).convert("L")
+    return image if image.mode in ("L", "RGB") else image.convert("RGB")
