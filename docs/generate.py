@@ -26,6 +26,7 @@ from generated import (
     recipes,
     results,
     rooms,
+    session,
     speed,
     training,
 )
@@ -51,6 +52,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "results": results.results,
     "results-summary": results.results_summary,
     "search": analyses.search,
+    "session": session.session,
     "speed": speed.speed,
     "training": training.training,
     "tree": rooms.tree,
@@ -61,6 +63,7 @@ PLOTS: Mapping[str, Callable[[], str]] = {"speed.svg": speed.speed_plot}
 
 KEPT: Mapping[str, tuple[Callable[[list[Path]], None], str]] = {
     "store": (results.store, "the results of the runs in these folders"),
+    "session": (session.store_session, "what the session of the front page prints, run in this empty folder"),
     "speed": (speed.store_speed, "what bench score --json said"),
     "training": (training.store_training, "what bench train --json said"),
     "families": (families.store_families, "outcomes of tests/families.py"),
