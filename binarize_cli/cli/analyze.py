@@ -20,7 +20,10 @@ LEVELS = ("layer", "block")
 
 def analyze(
     target: Annotated[
-        str, typer.Argument(help="A packed file; or a model, as of 'bnnpp binarize', for a forecast.")
+        str,
+        typer.Argument(
+            help="A packed file; or a model, as of 'bnnpp binarize', for a forecast.", metavar="TARGET"
+        ),
     ],
     by: Annotated[str, typer.Option("--by", help="layer or block: what is made float together.")] = "layer",
     budget: Annotated[

@@ -107,7 +107,7 @@ def train(
 
 @app.command()
 def score(
-    files: Annotated[list[Path], typer.Argument(help="Packed files, of any task.", metavar="FILE...")],
+    files: Annotated[list[Path], typer.Argument(help="Packed files, of any task.", metavar="FILE")],
     batch_size: Annotated[
         str, typer.Option("--batch-size", "-b", help="Images at a time; several with commas between.")
     ] = "64",

@@ -33,7 +33,9 @@ class Entry:
 
 def compare(
     context: typer.Context,
-    model: Annotated[str | None, typer.Argument(help="As of 'bnnpp binarize'; none with --from.")] = None,
+    model: Annotated[
+        str | None, typer.Argument(help="As of 'bnnpp binarize'; none with --from.", metavar="MODEL")
+    ] = None,
     methods: Annotated[
         str | None,
         typer.Option("--methods", help="Methods, with commas between, or 'all'.", metavar="A,B,..."),

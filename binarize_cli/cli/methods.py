@@ -25,7 +25,9 @@ PICTURES = (".png", ".svg", ".pdf")
 
 
 def methods(
-    name: Annotated[str | None, typer.Argument(help="One method, as a card. Default: all.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="One method, as a card. Default: all.", metavar="NAME")
+    ] = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Plot F and B to this file: .png, .svg or .pdf.")
     ] = None,

@@ -24,7 +24,10 @@ CompileMode = Literal["default", "reduce-overhead"]
 
 model, data, train, run = _in("Model"), _in("Data"), _in("Training"), _in("Run")
 
-Model = Annotated[str, typer.Argument(help="deit_tiny, any timm name, torchvision/NAME, digits_vit ...")]
+Model = Annotated[
+    str,
+    typer.Argument(help="deit_tiny, any timm name, torchvision/NAME, digits_vit ...", metavar="MODEL"),
+]
 PackedFile = Annotated[Path, typer.Argument(help="A file that 'bnnpp binarize' wrote.", metavar="FILE")]
 ScoredFile = Annotated[
     Path, typer.Argument(help="A packed file, or a .onnx that 'bnnpp export' wrote.", metavar="FILE")

@@ -23,7 +23,7 @@ def predict(
     file: o.PackedFile,
     images: Annotated[
         list[str],
-        typer.Argument(help="Image files, folders of them, or - for a list on stdin.", metavar="IMAGE..."),
+        typer.Argument(help="Image files, folders of them, or - for a list on stdin.", metavar="IMAGE"),
     ],
     top: Annotated[int, typer.Option("--top", help="Classes an image.", min=1)] = 5,
     batch_size: o.ScoreBatchSize = 32,

@@ -15,7 +15,7 @@ from binarize_cli.files import kind_of
 
 app = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=True, rich_markup_mode=None)
 
-Name = Annotated[str, typer.Argument(help="A recipe that 'bnnpp recipes ls' lists.")]
+Name = Annotated[str, typer.Argument(help="A recipe that 'bnnpp recipes ls' lists.", metavar="NAME")]
 
 
 @app.command()
@@ -48,7 +48,10 @@ def show(
 
 
 @app.command()
-def cp(name: Name, dest: Annotated[Path, typer.Argument(help="A new file, or a folder.")]) -> None:
+def cp(
+    name: Name,
+    dest: Annotated[Path, typer.Argument(help="A new file, or a folder.", metavar="DEST")],
+) -> None:
     """Copy a recipe, to change it, and print the path of the copy. Nothing is overwritten.
 
     bnnpp recipes cp default mine.yaml

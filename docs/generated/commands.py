@@ -44,7 +44,8 @@ def _command(command: Any, name: str) -> str:
 
 def _spelling(parameter: Any) -> str:
     if parameter.param_type_name == "argument":
-        return f"`{parameter.metavar or parameter.name.upper()}`"
+        several = "..." if parameter.nargs == -1 else ""
+        return f"`{parameter.metavar}{several}`"
     names = ", ".join(f"`{name}`" for name in parameter.opts)
     return f"{names} `{parameter.metavar}`" if parameter.metavar else names
 
