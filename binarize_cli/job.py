@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from binarize_cli.files import Resume
 from binarize_cli.models.names import HeadChoice, ModelName
 from binarize_cli.recipe import Recipe
+from binarize_cli.run_folder import Resume
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from binarize_cli.binarize.select import Layer
 from binarize_cli.console import say, show, warn
 from binarize_cli.device import place, precision
 from binarize_cli.errors import BnnppError, counted
-from binarize_cli.files import RunFolder, check_same_run, choose_run, read_report, write_text
+from binarize_cli.files import write_text
 from binarize_cli.job import Job
 from binarize_cli.models.classes import described
 from binarize_cli.models.load import FloatModel
@@ -40,6 +40,7 @@ from binarize_cli.report.document import report_document
 from binarize_cli.report.html import render
 from binarize_cli.report.results import as_json
 from binarize_cli.report.tables import accuracy_table, layers_table
+from binarize_cli.run_folder import RunFolder, check_same_run, choose_run, read_report
 from binarize_cli.setup import Run, set_up
 from binarize_cli.training.log import EpochRow, as_csv
 from binarize_cli.training.loop import Saving, Trainer

@@ -29,7 +29,7 @@ from binarize_cli.device import (
 )
 from binarize_cli.errors import InputError
 from binarize_cli.evaluation import Measurement, measure
-from binarize_cli.files import Choice, RunFolder, check_space
+from binarize_cli.files import check_space
 from binarize_cli.job import Job
 from binarize_cli.models.classes import adapt_head
 from binarize_cli.models.heads import head_names
@@ -37,6 +37,7 @@ from binarize_cli.models.load import FloatModel, load
 from binarize_cli.models.teacher import TEACHER, load_teacher
 from binarize_cli.quantizers.method import Method
 from binarize_cli.recipe import Recipe, effective_method
+from binarize_cli.run_folder import Choice, RunFolder
 from binarize_cli.training.log import EpochRow
 from binarize_cli.training.optimizer import check_optimizer
 from binarize_cli.training.parallel import check_parallel, synchronise

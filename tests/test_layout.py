@@ -34,6 +34,7 @@ GROUND = (
     "console",
     "errors",
     "files",
+    "run_folder",
     "ranks",
     "peer_watchdog",
     "slurm",

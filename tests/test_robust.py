@@ -21,9 +21,10 @@ from conftest import invent_images
 from binarize_cli.console import OutputError, Stream, result
 from binarize_cli.data.datasets import open_dataset
 from binarize_cli.errors import BnnppError, InputError
-from binarize_cli.files import RunFolder, choose_run, kind_of
+from binarize_cli.files import kind_of
 from binarize_cli.packed.agreement import Agreement
 from binarize_cli.recipe_io import LARGEST, parse, parse_value, read
+from binarize_cli.run_folder import RunFolder, choose_run
 from binarize_cli.training.stop import StoppedEarly, StopRequest
 
 QUICK = ("--dataset", "digits", "--method", "bc", "--epochs", 0)

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from binarize_cli.errors import InputError
-from binarize_cli.files import RunFolder, choose_run
+from binarize_cli.run_folder import RunFolder, choose_run
 from binarize_cli.training import state
 from binarize_cli.training.objective import Objective
 from binarize_cli.training.stop import StopRequest

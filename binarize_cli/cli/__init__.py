@@ -26,7 +26,8 @@ from binarize_cli.cli.predict import predict
 from binarize_cli.cli.theory import theory
 from binarize_cli.console import never_fail_to_encode, print_log, stderr
 from binarize_cli.errors import BnnppError, InputError, Interrupted, did_you_mean
-from binarize_cli.files import claimed_folder, shortened
+from binarize_cli.files import shortened
+from binarize_cli.run_folder import claimed_folder
 
 try:  # newer versions of typer carry their own copy of click
     from typer._click.exceptions import UsageError

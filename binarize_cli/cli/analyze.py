@@ -12,7 +12,8 @@ import typer
 from binarize_cli.cli import options as o
 from binarize_cli.console import result, say, show, stdout
 from binarize_cli.errors import InputError
-from binarize_cli.files import RunFolder, check_file, kind_of
+from binarize_cli.files import kind_of
+from binarize_cli.run_folder import RunFolder, check_file
 
 UNITS = {"": 1, "b": 1, "kib": 2**10, "kb": 1000, "mib": 2**20, "mb": 10**6}
 LEVELS = ("layer", "block")

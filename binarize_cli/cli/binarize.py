@@ -15,7 +15,7 @@ from binarize_cli import ranks, slurm
 from binarize_cli.cli import options as o
 from binarize_cli.console import result
 from binarize_cli.errors import InputError, Interrupted
-from binarize_cli.files import RunFolder
+from binarize_cli.run_folder import RunFolder
 
 RECIPE_FLAGS = {
     "method": "method",
@@ -116,7 +116,8 @@ def run_job(command: str, flags: dict[str, Any]) -> tuple[RunFolder, dict[str, A
     chosen = recipe_from_flags(recipe, keys, pairs)
 
     from binarize_cli.data.datasets import check_dataset
-    from binarize_cli.files import check_folder, check_weights
+    from binarize_cli.files import check_folder
+    from binarize_cli.run_folder import check_weights
     from binarize_cli.training.stop import StoppedEarly, StopRequest
 
     check_dataset(flags.get("dataset"), flags.get("data_dir"))

@@ -13,7 +13,7 @@ import typer
 from binarize_cli.cli import options as o
 from binarize_cli.console import result, say, stdout, warn
 from binarize_cli.errors import InputError, did_you_mean
-from binarize_cli.files import RunFolder, read_report
+from binarize_cli.run_folder import RunFolder, read_report
 
 ERRORS = ("half-range", "standard-error")
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 import typer
 from typer.core import TyperCommand
 
-from binarize_cli.files import Resume as ResumeMode
+from binarize_cli.run_folder import Resume as ResumeMode
 
 
 def _in(panel: str) -> Callable[..., Any]:

@@ -14,7 +14,8 @@ import typer
 from binarize_cli.cli import options as o
 from binarize_cli.console import result, warn
 from binarize_cli.errors import InputError, printable
-from binarize_cli.files import check_file, kind_of
+from binarize_cli.files import kind_of
+from binarize_cli.run_folder import check_file
 
 STDIN = "-"
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from binarize_cli.errors import BnnppError, InputError, printable
-from binarize_cli.files import check_file
 from binarize_cli.packed.format import parse, validated
 from binarize_cli.packed.schema import Document
+from binarize_cli.run_folder import check_file
 
 QONNX = "qonnx.custom_op.general"
 

@@ -28,11 +28,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from binarize_cli.errors import BnnppError, InputError, printable
-from binarize_cli.files import atomic, check_file
+from binarize_cli.files import atomic
 from binarize_cli.packed.check import faults_of_tensors
 from binarize_cli.packed.joined import DTYPES, join, split
 from binarize_cli.packed.schema import FORMAT, Document
 from binarize_cli.packed.upgrade import upgrade
+from binarize_cli.run_folder import check_file
 
 KEY = "bnnpp"
 NOT_YET = "0" * 64  # where the checksum goes, while it is computed
