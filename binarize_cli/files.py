@@ -91,13 +91,16 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode(errors="backslashreplace"))  # a path in it may not be UTF-8
 
 
+def nearest(path: Path) -> Path:
+    """Return the first of `path` and its parents at which something lies."""
+    return next(place for place in (path, *absolute(path).parents) if kind_of(place))
+
+
 def check_folder(folder: Path | None, flag: str) -> None:
     """Raise InputError unless `folder` can be written to, or be made where it is not there yet."""
     if folder is None:
         return
-    place = absolute(folder)
-    while kind_of(place) is None:
-        place = place.parent
+    place = nearest(folder)
     if kind_of(place) != "folder" or not os.access(place, os.W_OK | os.X_OK):
         hint = "Choose another folder."
         raise InputError("no files can be written there", where=f"{flag} {folder}", hint=hint)
@@ -105,10 +108,7 @@ def check_folder(folder: Path | None, flag: str) -> None:
 
 def check_space(path: Path, needed: int) -> None:
     """Raise InputError if fewer than `needed` bytes are free at `path` (which need not exist yet)."""
-    place = path.absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(nearest(path)).free
     if free < needed:
         hint = "Free some space, or choose another place with --output."
         what = f"not enough disk space: {needed / 2**20:.0f} MiB needed, {free / 2**20:.0f} MiB free"

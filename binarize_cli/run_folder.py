@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from binarize_cli import ranks
+from binarize_cli.dotted import flat
 from binarize_cli.errors import InputError, printable
-from binarize_cli.files import absolute, advice, kind_of
+from binarize_cli.files import absolute, advice, kind_of, nearest
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,7 @@ def _started_by(run: RunFolder, command: str) -> bool:
 
 def _explicit(run: RunFolder, resume: Resume, overwrite: bool, command: str) -> Choice:
     where = str(run.path)
-    there = next(place for place in (run.path, *absolute(run.path).parents) if kind_of(place))
+    there = nearest(run.path)
     if kind_of(there) != "folder":
         raise InputError(f"{there} is a file, not a folder", where=where, hint="Give --output a folder.")
     if run.foreign:
@@ -266,7 +267,7 @@ def read_report(run: RunFolder) -> dict:
 
 def check_same_run(run: RunFolder, now: dict) -> None:
     """Raise InputError, naming each difference, if the run to resume was started with something else."""
-    old, new = _flat(_read_json(run.identity)), _flat(now)
+    old, new = flat(_read_json(run.identity)), flat(now)
     changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     if changed:
         lines = "".join(f"\n  {key}: {old.get(key)} -> {new.get(key)}" for key in changed)
@@ -283,14 +284,6 @@ def _read_json(path: Path) -> dict:
         hint = "Pass --overwrite to start again, or choose another --output."
         raise InputError(f"damaged: {error}", where=str(path), hint=hint) from None
     return document
-
-
-def _flat(tree: dict, prefix: str = "") -> dict:
-    """Return a nested mapping with dotted keys: {"a": {"b": 1}} -> {"a.b": 1}."""
-    items: dict = {}
-    for key, value in tree.items():
-        items |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return items
 
 
 def check_file(path: Path, hint: str) -> None:

@@ -32,6 +32,7 @@ GROUND = (
     "recipe",
     "recipe_io",
     "console",
+    "dotted",
     "errors",
     "files",
     "run_folder",

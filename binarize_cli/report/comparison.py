@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
+from binarize_cli.dotted import flat
 from binarize_cli.errors import counted
 from binarize_cli.files import write_text
 from binarize_cli.report.results import NETWORKS, as_json
@@ -153,18 +154,8 @@ def _facts(result: Result) -> dict[str, str]:
     data = result["data"]
     facts = {"task": result["task"], "model": result["model"].partition("/")[2] or result["model"]}
     facts["data"] = f"{data['name']} ({data['train_images']:,})"
-    recipe = _flat({k: v for k, v in settings(result).items() if k not in ("task", "method")})
+    recipe = flat({k: v for k, v in settings(result).items() if k not in ("task", "method")})
     return facts | {key: str(value) for key, value in recipe.items()}
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    items: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            items |= _flat(value, f"{prefix}{key}.")
-        else:
-            items[f"{prefix}{key}"] = value
-    return items
 
 
 # --- as text -----------------------------------------------------------------------------------------------
