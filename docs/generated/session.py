@@ -10,20 +10,19 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
+from binarize_cli.report.results import read_results
 from generated.places import RESULTS
 
 SESSION = RESULTS / "session.txt"
-COMMANDS = (
-    "bnnpp binarize digits_resnet --method bnn++",
-    "bnnpp eval runs/digits_resnet-bnn++-bw/model.safetensors",
-)
+RUN = "runs/digits_resnet-bnn++-bw"
+COMMANDS = ("bnnpp binarize digits_resnet --method bnn++", f"bnnpp eval {RUN}/model.safetensors")
 WIDEST = 104  # columns of the page
 KEPT = {"epoch": (2, 1), "table": (4, 2)}  # of lines that are alike: how many at the start, and at the end
 STAMP = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")
 
 
 def store_session(folders: Sequence[Path]) -> None:
-    """Run the session in an empty folder, and keep what it printed, but for the time of day."""
+    """Run the session in an empty folder; keep what it printed, but for the time of day, and the machine."""
     said: list[str] = []
     for command in COMMANDS:
         words = [sys.executable, "-m", "binarize_cli", *command.split()[1:]]
@@ -31,6 +30,8 @@ def store_session(folders: Sequence[Path]) -> None:
         together = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         ran = subprocess.run(words, cwd=folders[0], env=environment, text=True, check=True, **together)
         said += [f"$ uv run {command}", *(STAMP.sub("", line.rstrip()) for line in ran.stdout.splitlines())]
+    ((_, run),) = read_results([folders[0] / RUN])
+    said[0] += f"  # {run['provenance']['machine']}"
     SESSION.write_text("\n".join(said) + "\n", encoding="utf-8")
 
 
