@@ -95,7 +95,7 @@ class Activation(Section):
     """As in `quantizer`. Unset: those of the weights if the method is the same, else the method's own."""
     window: Positive | Literal["auto"] = "auto"
     """How far from t hardened inputs pass gradients on, in multiples of beta, if F was soft before.
-    auto: 4.8 for convolutions, 1.6 for all else."""
+    auto: 4.8 for convolutions, 2.4 for all else."""
     padding: Literal["zero", "plus", "minus"] = "zero"
     """What a convolution pads the signs of an image with: 0 (a third value), +1 or -1."""
     blocks: Literal["bi-real", "keep"] = "bi-real"
@@ -357,7 +357,7 @@ def activation_normalize(recipe: Recipe) -> float | None:
 def activation_windows(recipe: Recipe) -> tuple[float, float]:
     """Return how far hardened inputs of convolutions, and of all else, pass gradients on, in betas."""
     window = recipe.activation.window
-    return (4.8, 1.6) if window == "auto" else (window, window)
+    return (4.8, 2.4) if window == "auto" else (window, window)
 
 
 def _multiple(normalize: float | Literal["none"] | None, method: Method) -> float | None:

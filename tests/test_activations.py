@@ -293,7 +293,7 @@ def test_the_scale_of_inputs_outlasts_gradients_that_are_noise():
     assert 0 < lowest < made.beta().item()
 
 
-@pytest.mark.parametrize("kind, window", [("images", 4.8), ("tokens", 1.6)])
+@pytest.mark.parametrize("kind, window", [("images", 4.8), ("tokens", 2.4)])
 @pytest.mark.parametrize("normalize", ["none", 1.0, 10.0])
 def test_hardened_inputs_pass_gradients_on_within_a_window_of_beta(kind, window, normalize):
     quantizer = getattr(quantizers(recipe(activation={"normalize": normalize}))[1], kind)
@@ -313,7 +313,7 @@ def test_hardened_inputs_pass_gradients_on_within_a_window_of_beta(kind, window,
 def test_convolutions_have_a_wider_window_than_all_else():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 5))
     table = [Layer("0", "conv", [4, 3, 3, 3], True, ""), Layer("2", "linear", [5, 144], True, "")]
-    for rule, windows in (({}, [4.8, 1.6]), ({"window": 3.0}, [3.0, 3.0])):
+    for rule, windows in (({}, [4.8, 2.4]), ({"window": 3.0}, [3.0, 3.0])):
         made = make_binary(copy.deepcopy(net), table, recipe(activation=rule), [draw(6, 3, 8, 8)]).net
         assert [made[at].input.quantizer.window for at in (0, 2)] == windows
 

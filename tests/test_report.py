@@ -254,7 +254,7 @@ def page_of_binary_inputs(**changes) -> str:
 
 def test_the_page_says_how_inputs_are_trained():
     page = page_of_binary_inputs(train={"harden": 0.5, "harden_inputs": 1.0})
-    assert "F of inputs is sign from the first step, and B is SS' within 4.8 (convolutions) or 1.6" in page
+    assert "F of inputs is sign from the first step, and B is SS' within 4.8 (convolutions) or 2.4" in page
     assert "F(x) of weights<" in page and "of inputs<" not in page
     page = page_of_binary_inputs(train={"harden": 0.5, "harden_inputs": 0.95}, activation={"window": 2.4})
     assert "F of inputs is sign in the last 95% of the steps, and B is SS' within 2.4 times" in page
