@@ -195,9 +195,10 @@ class Train(Section):
     opt: str = "adamw"
     """The optimizer, by timm's name."""
     lr: Annotated[float, Field(gt=0, le=1e30)] = 5e-4
-    """The peak learning rate."""
+    """The peak learning rate, of what was float and stays so: norms, biases, the first layer, the head."""
     latent_lr: Annotated[float, Field(gt=0, le=1e6)] = 1.0
-    """The learning rate of the latent weights, in multiples of `lr`: the higher, the more signs flip."""
+    """The learning rate of latent weights and all else that binarization adds (thresholds, scales, gains,
+    RPReLU), in multiples of `lr`: the higher, the more signs flip."""
     weight_decay: Weight = 0.0
     """Weight decay, on the latent weights too."""
     sched: Literal["cosine", "linear", "constant"] = "cosine"

@@ -23,6 +23,8 @@ from binarize_cli.binarize.respread import respread
 from binarize_cli.binarize.weights import LatentWeight
 from binarize_cli.device import autocast_type, find_device
 from binarize_cli.errors import Diverged, InputError, Interrupted
+from binarize_cli.models.load import load
+from binarize_cli.models.names import resolve
 from binarize_cli.quantizers.functions import sign
 from binarize_cli.recipe import Distill, Recipe, Train
 from binarize_cli.training import state
@@ -229,22 +231,26 @@ def test_a_learning_rate_below_the_floor_is_not_raised_by_warm_up():
     assert rates("constant", lr=1e-8, min_lr=1e-6, warmup=0.5).max() == 1e-8
 
 
-def test_latents_have_a_learning_rate_of_their_own(make_trainer, tmp_path):
-    """A step of SGD with that rate moves the latents so many times as far, and nothing else differently."""
+@pytest.mark.parametrize("task", ["bw", "bwa"])
+def test_what_binarization_adds_has_a_learning_rate_of_its_own(task, make_trainer, tmp_path):
+    """A step of SGD with that rate moves it so many times as far, and nothing else differently."""
     moved = {}
     for factor in (1.0, 3.0):
         setting = {"opt": "sgd", "lr": 1e-3, "warmup": 0.0, "sched": "constant", "clip_grad": None}
         fine_tuning = make_trainer(
-            tmp_path / str(factor), images=8, latent_lr=factor, weight_decay=0.0, **setting
+            tmp_path / str(factor), task=task, images=8, latent_lr=factor, weight_decay=0.0, **setting
         )
         before = {name: p.detach().clone() for name, p in fine_tuning.net.named_parameters()}
         fine_tuning.run()
         moved[factor] = {name: p.detach() - before[name] for name, p in fine_tuning.net.named_parameters()}
-    latents = [name for name in moved[1.0] if name.endswith(".latent")]
-    assert len(latents) > 5 and moved[1.0]["linear.weight"].abs().sum() > 0
+    float_net = load(resolve("digits_resnet"), pretrained=False).net
+    kept = {name for name, _ in float_net.named_parameters()} & set(moved[1.0])
+    kinds = {name.rsplit(".", 1)[-1] for name in set(moved[1.0]) - kept}
+    inputs = {"threshold", "log_scale", "gain1", "gain2", "move_in", "slope", "move_out"}
+    assert kinds == ({"latent"} if task == "bw" else {"latent"} | inputs)
+    assert "linear.weight" in kept and moved[1.0]["linear.weight"].abs().sum() > 0
     for name, step in moved[1.0].items():
-        expected = 3 * step if name in latents else step
-        torch.testing.assert_close(moved[3.0][name], expected, rtol=1e-3, atol=1e-7)
+        torch.testing.assert_close(moved[3.0][name], step if name in kept else 3 * step, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize(("harden", "soft"), [(0.25, 15), (0.1, 18), (0.0, 20)])

@@ -9,6 +9,7 @@ from torch import nn
 
 from binarize_cli.binarize.activations import InputQuantizer, LatentInput, SignInput
 from binarize_cli.binarize.bank import add_banks, remove_banks
+from binarize_cli.binarize.blocks import BiRealBlock, RPReLU
 from binarize_cli.binarize.calibrate import BinaryInputs, Calibration, InputStats
 from binarize_cli.binarize.float_accumulator import FloatAccumulator
 from binarize_cli.binarize.layers import BINARY_LAYERS, BinaryConv2d, BinaryLinear, is_candidate
@@ -103,6 +104,17 @@ def latent_weights(net: nn.Module) -> Iterator[tuple[str, LatentWeight]]:
     for name, weight in binary_weights(net):
         if isinstance(weight, LatentWeight):
             yield name, weight
+
+
+def added_parameters(net: nn.Module) -> Iterator[nn.Parameter]:
+    """Yield the parameters that the float network did not have.
+
+    They are latents and learned scales, thresholds and scales of binary inputs, gains of shortcuts, and those
+    of RPReLU.
+    """
+    for module in net.modules():
+        if isinstance(module, LatentWeight | LatentInput | BiRealBlock | RPReLU):
+            yield from module.parameters(recurse=False)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import Optimizer
 
-from binarize_cli.binarize.convert import latent_weights
+from binarize_cli.binarize.convert import added_parameters
 from binarize_cli.errors import InputError, closest
 from binarize_cli.recipe import Train
 
@@ -29,20 +29,20 @@ def make_optimizer(net: nn.Module, train: Train) -> Optimizer:
     more = _fused(net, train.opt)
     if train.latent_lr == 1:
         return create_optimizer_v2(net, opt=train.opt, lr=train.lr, weight_decay=train.weight_decay, **more)
-    groups = _latents_apart(net, train)
+    groups = _added_apart(net, train)
     return create_optimizer_v2(groups, opt=train.opt, lr=train.lr, weight_decay=0.0, **more)
 
 
-def _latents_apart(net: nn.Module, train: Train) -> list[dict[str, Any]]:
-    """Return timm's groups of parameters, with and without decay, each with its latents in one of their own.
+def _added_apart(net: nn.Module, train: Train) -> list[dict[str, Any]]:
+    """Return timm's groups of parameters, with and without decay; what binarization added is in its own.
 
     timm's schedules multiply the learning rate of a group by its `lr_scale`.
     """
-    latents = {id(weight.latent) for _, weight in latent_weights(net)}
+    added = {id(parameter) for parameter in added_parameters(net)}
     groups = []
     for group in param_groups_weight_decay(net, train.weight_decay):
-        own = [p for p in group["params"] if id(p) in latents]
-        rest = [p for p in group["params"] if id(p) not in latents]
+        own = [p for p in group["params"] if id(p) in added]
+        rest = [p for p in group["params"] if id(p) not in added]
         groups += [{**group, "params": rest}] if rest else []
         groups += [{**group, "params": own, "lr_scale": train.latent_lr}] if own else []
     return groups
