@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from binarize_cli import recipe_io
+from binarize_cli.dotted import flat
 from binarize_cli.quantizers.methods import METHODS
 from binarize_cli.report.comparison import Run, cell, compare_runs, name_of
 from binarize_cli.report.results import as_json, read_results
@@ -59,13 +60,15 @@ def machines(group: Iterable[Result]) -> str:
 
 
 def label(result: Result) -> str:
-    """Return the method or recipe of a result, and what its command sets beside.
+    """Return the method or recipe of a result, and the settings in which it differs from the recipe of today.
 
-    What the recipe itself says by now is left out: by such commands its settings were found.
+    They are those of its command, and those that the recipe had then. What the recipe says by now is left out:
+    by such commands its settings were found.
     """
     name = name_of(result)
     recipe = name if name in recipe_io.names() else recipe_io.default(result["task"])
-    return " ".join((name, *(each for each in _given(result["command"]) if not _says(recipe, each))))
+    given = [each for each in _given(result["command"]) if not _says(recipe, each)]
+    return " ".join((name, *given, *_of_then(recipe, result)))
 
 
 def _given(command: str) -> list[str]:
@@ -84,6 +87,21 @@ def _says(recipe: str, assignment: str) -> bool:
     plain, changed = recipe_io.read(recipe), recipe_io.read(recipe)
     changed.set(key, recipe_io.parse_value(value), "--set")
     return changed.data == plain.data
+
+
+def _of_then(recipe: str, result: Result) -> list[str]:
+    """Return what the recipe of that name says otherwise today, as `key=value` of the day of a result.
+
+    Epochs and the batch are flags of the commands, the keys that a command sets are its own, and where F is sign
+    all along there is nothing to harden.
+    """
+    draft = recipe_io.read(recipe)
+    today, then = flat(draft.validate().model_dump(mode="json")), flat(result["recipe"])
+    own = {each.partition("=")[0] for each in _given(result["command"])}
+    own |= {"description", "method", "task", "train.epochs", "train.batch_size"}
+    own |= {"train.harden", "train.harden_inputs"} if METHODS[result["method"]].is_sign else set()
+    changed = [key for key in flat(draft.data) if key not in own and then.get(key, today[key]) != today[key]]
+    return [f"{key}={then[key]}" for key in changed]
 
 
 def results() -> str:
