@@ -44,7 +44,7 @@ def test_every_file_every_key_and_every_method_is_described(generate):
         if isinstance(section, type) and issubclass(section, Section):
             assert f"### `{name}`" in keys
             assert not [key for key in section.model_fields if f"| `{key}` |" not in keys]
-    assert "| `lr` | number > 0 <= 1e+30 | `0.0005` | The peak learning rate. |" in keys
+    assert "| `lr` | number > 0 <= 1e+30 | `0.0005` | The peak learning rate, of " in keys
     assert "| `harden` | number from 0, below 1 |" in keys
     cards = generate.methods.cards()
     assert not [name for name in METHODS if f"### `{name}`: " not in cards]
@@ -120,6 +120,15 @@ def test_a_setting_that_the_recipe_itself_has_by_now_makes_no_row_of_its_own(gen
     assert "| `bnn++` | bwa | 2 | **95.50 ± 0.50** |" in page
     assert "| `bnn++ train.harden=0.9` | bwa | 1 | **50.00** |" in page
     assert "95.50" in generate.results.results_summary() and "50.00" not in generate.results.results_summary()
+
+
+def test_what_a_recipe_said_otherwise_when_a_run_was_made_is_said_with_its_row(generate, monkeypatch):
+    rows = [a_result(97.0, 0), a_result(90.0, 1, harden=0.2), a_result(80.0, 0, "bc", harden=0.2)]
+    monkeypatch.setattr(generate.results, "stored", lambda: rows)
+    page = generate.results.results()
+    assert "| `bnn++` | bw | 1 | **97.00** |" in page
+    assert "| `bnn++ train.harden=0.2` | bw | 1 | **90.00** |" in page
+    assert "| `bc` | bw | 1 | **80.00** |" in page  # F is sign all along: there is nothing to harden
 
 
 def test_without_results_the_pages_say_so(generate, monkeypatch):
