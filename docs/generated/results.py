@@ -62,8 +62,8 @@ def machines(group: Iterable[Result]) -> str:
 def label(result: Result) -> str:
     """Return the method or recipe of a result, and the settings in which it differs from the recipe of today.
 
-    They are those of its command, and those that the recipe had then. What the recipe says by now is left out:
-    by such commands its settings were found.
+    They are those of its command, and those that the recipe had then. What the recipe says by now is left
+    out: by such commands its settings were found.
     """
     name = name_of(result)
     recipe = name if name in recipe_io.names() else recipe_io.default(result["task"])
@@ -92,8 +92,8 @@ def _says(recipe: str, assignment: str) -> bool:
 def _of_then(recipe: str, result: Result) -> list[str]:
     """Return what the recipe of that name says otherwise today, as `key=value` of the day of a result.
 
-    Epochs and the batch are flags of the commands, the keys that a command sets are its own, and where F is sign
-    all along there is nothing to harden.
+    Epochs and the batch are flags of the commands, the keys that a command sets are its own, and where F is
+    sign all along there is nothing to harden.
     """
     draft = recipe_io.read(recipe)
     today, then = flat(draft.validate().model_dump(mode="json")), flat(result["recipe"])
