@@ -44,7 +44,8 @@ def test_every_file_every_key_and_every_method_is_described(generate):
         if isinstance(section, type) and issubclass(section, Section):
             assert f"### `{name}`" in keys
             assert not [key for key in section.model_fields if f"| `{key}` |" not in keys]
-    assert "| `lr` | number > 0 <= 1e+30 | `0.0005` | The peak learning rate, of " in keys
+    what = "The peak learning rate, of what was float and stays so: norms, biases, the first layer, the head."
+    assert f"| `lr` | number > 0 <= 1e+30 | `0.0005` | {what} |" in keys
     assert "| `harden` | number from 0, below 1 |" in keys
     cards = generate.methods.cards()
     assert not [name for name in METHODS if f"### `{name}`: " not in cards]

@@ -231,8 +231,8 @@ def test_a_learning_rate_below_the_floor_is_not_raised_by_warm_up():
     assert rates("constant", lr=1e-8, min_lr=1e-6, warmup=0.5).max() == 1e-8
 
 
-@pytest.mark.parametrize("task", ["bw", "bwa"])
-def test_what_binarization_adds_has_a_learning_rate_of_its_own(task, make_trainer, tmp_path):
+@pytest.mark.parametrize(("task", "atol"), [("bw", 1e-7), ("bwa", 1e-6)])  # log beta is near 1, and rounded so
+def test_what_binarization_adds_has_a_learning_rate_of_its_own(task, atol, make_trainer, tmp_path):
     """A step of SGD with that rate moves it so many times as far, and nothing else differently."""
     moved = {}
     for factor in (1.0, 3.0):
@@ -250,7 +250,7 @@ def test_what_binarization_adds_has_a_learning_rate_of_its_own(task, make_traine
     assert kinds == ({"latent"} if task == "bw" else {"latent"} | inputs)
     assert "linear.weight" in kept and moved[1.0]["linear.weight"].abs().sum() > 0
     for name, step in moved[1.0].items():
-        torch.testing.assert_close(moved[3.0][name], step if name in kept else 3 * step, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(moved[3.0][name], step if name in kept else 3 * step, rtol=1e-3, atol=atol)
 
 
 @pytest.mark.parametrize(("harden", "soft"), [(0.25, 15), (0.1, 18), (0.0, 20)])
