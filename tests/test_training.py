@@ -256,6 +256,18 @@ def test_what_binarization_adds_has_a_learning_rate_of_its_own(task, atol, make_
         torch.testing.assert_close(moved[3.0][name], step if name in kept else 3 * step, rtol=1e-3, atol=atol)
 
 
+@pytest.mark.parametrize("latent_lr", [1.0, 3.0])
+def test_weight_decay_leaves_out_what_the_model_leaves_out(latent_lr):
+    net = load(resolve("digits_vit"), pretrained=False).net
+    to_latents(net, ["blocks.0.mlp.fc1"], quantizers(Recipe())[0])
+    optimizer = make_optimizer(net, Train(weight_decay=0.1, latent_lr=latent_lr))
+    decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in net.named_parameters():
+        spared = parameter.ndim < 2 or name in net.no_weight_decay()
+        assert decays.pop(id(parameter)) == (0.0 if spared else 0.1), name
+    assert not decays and net.pos_embed.ndim > 1
+
+
 @pytest.mark.parametrize(("harden", "soft"), [(0.25, 15), (0.1, 18), (0.0, 20)])
 def test_f_is_sign_in_the_last_share_and_the_schedule_is_through_just_before(
     harden, soft, make_trainer, tmp_path

@@ -25,27 +25,30 @@ def check_optimizer(name: str) -> None:
 
 
 def make_optimizer(net: nn.Module, train: Train) -> Optimizer:
-    """Return the optimizer of all parameters; one-dimensional ones get no weight decay."""
-    more = _fused(net, train.opt)
-    if train.latent_lr == 1:
-        return create_optimizer_v2(net, opt=train.opt, lr=train.lr, weight_decay=train.weight_decay, **more)
-    groups = _added_apart(net, train)
-    return create_optimizer_v2(groups, opt=train.opt, lr=train.lr, weight_decay=0.0, **more)
+    """Return the optimizer of all parameters.
+
+    No weight decay for one-dimensional ones, nor for those that the model names in `no_weight_decay`.
+    """
+    never: set[str] = getattr(net, "no_weight_decay", set)()
+    groups = param_groups_weight_decay(net, train.weight_decay, no_weight_decay_list=never)
+    if train.latent_lr != 1:
+        groups = _added_apart(groups, net, train.latent_lr)
+    return create_optimizer_v2(groups, opt=train.opt, lr=train.lr, weight_decay=0.0, **_fused(net, train.opt))
 
 
-def _added_apart(net: nn.Module, train: Train) -> list[dict[str, Any]]:
-    """Return timm's groups of parameters, with and without decay; what binarization added is in its own.
+def _added_apart(groups: list[dict[str, Any]], net: nn.Module, lr_scale: float) -> list[dict[str, Any]]:
+    """Return the groups, each split in two: what binarization added has a learning rate of its own.
 
     timm's schedules multiply the learning rate of a group by its `lr_scale`.
     """
     added = {id(parameter) for parameter in added_parameters(net)}
-    groups = []
-    for group in param_groups_weight_decay(net, train.weight_decay):
+    apart = []
+    for group in groups:
         own = [p for p in group["params"] if id(p) in added]
         rest = [p for p in group["params"] if id(p) not in added]
-        groups += [{**group, "params": rest}] if rest else []
-        groups += [{**group, "params": own, "lr_scale": train.latent_lr}] if own else []
-    return groups
+        apart += [{**group, "params": rest}] if rest else []
+        apart += [{**group, "params": own, "lr_scale": lr_scale}] if own else []
+    return apart
 
 
 def _fused(net: nn.Module, name: str) -> dict[str, Any]:
