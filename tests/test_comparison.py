@@ -42,8 +42,8 @@ def test_runs_that_differ_in_their_seed_alone_are_one_row():
 )
 def test_how_f_hardens_says_nothing_of_methods_whose_f_is_sign(method, inputs, rows):
     first, second = a_result(method), a_result(method, seed=1)
-    for result, harden in ((first, 0.2), (second, 0.5)):
-        result["recipe"]["activation"] = {"method": inputs}
+    for result, harden, window in ((first, 0.2, 4.8), (second, 0.5, 1.6)):
+        result["recipe"]["activation"] = {"method": inputs, "window": window}
         result["recipe"]["train"]["harden"] = harden
     assert len(compare_runs([Run(first), Run(second)])["rows"]) == rows
 

@@ -12,12 +12,15 @@ from binarize_cli.recipe import Recipe
 def settings(result: Mapping[str, Any]) -> dict[str, Any]:
     """Return a result's recipe without description and seed, and with the defaults of keys newer than it.
 
-    `train.harden` and `train.harden_inputs` are left out for methods whose F is sign all along.
+    For methods whose F is sign all along, what says how F hardens is left out.
     """
     defaults: dict[str, Any] = Recipe().model_dump(mode="json")
     recipe = {key: _filled(value, defaults.get(key)) for key, value in result["recipe"].items()}
-    unsaid = {"seed", "harden", "harden_inputs"} if _is_sign(result) else {"seed"}
-    recipe["train"] = {key: value for key, value in recipe["train"].items() if key not in unsaid}
+    unsaid = {"train": {"seed"}}
+    if _is_sign(result):
+        unsaid = {"train": {"seed", "harden", "harden_inputs"}, "activation": {"window"}}
+    for section, keys in unsaid.items():
+        recipe[section] = {key: value for key, value in recipe.get(section, {}).items() if key not in keys}
     return {key: value for key, value in recipe.items() if key != "description"}
 
 

@@ -86,7 +86,7 @@ def _says(recipe: str, assignment: str) -> bool:
     key, _, value = assignment.partition("=")
     plain, changed = recipe_io.read(recipe), recipe_io.read(recipe)
     changed.set(key, recipe_io.parse_value(value), "--set")
-    return changed.data == plain.data
+    return changed.validate() == plain.validate()
 
 
 def _of_then(recipe: str, result: Result) -> list[str]:
@@ -185,22 +185,25 @@ def results_summary() -> str:
 def lead() -> str:
     """Return a line a setting and task in which bnn++ was trained beside other methods: is it ahead?
 
-    Methods that ran with fewer seeds are left out, unless all did.
+    Methods that ran with fewer seeds are left out, unless all did. Where all differ from the recipe of
+    today in the same keys, they have a line too, with these keys.
     """
     groups: dict[tuple, list[Result]] = defaultdict(list)
     for result in stored():
-        groups[*setting(result), result["task"]].append(result)
+        if result["method"] != "ptq":
+            changed = label(result).removeprefix(name_of(result)).split()
+            groups[*setting(result), " ".join(changed), result["task"]].append(result)
     rows = []
     for key in sorted(groups, key=str):
-        plain = [each for each in groups[key] if each["method"] != "ptq" and label(each) == name_of(each)]
-        trained = compare_runs([Run(result) for result in plain])["rows"]
+        trained = compare_runs([Run(result) for result in groups[key]])["rows"]
         own = next((row for row in trained if row["row"] == "bnn++"), None)
         others = [row for row in trained if row is not own]
         if own and others:
             as_often = [row for row in others if row["n"] >= own["n"]] or others
             best = max(as_often, key=lambda row: row["packed"]["mean"])
             n = str(min(own["n"], best["n"]))
-            title = f"{key[0].split('/')[-1]}, {key[1]}, {key[2]} epochs"
+            changed = f", `{key[-2]}`" if key[-2] else ""
+            title = f"{key[0].split('/')[-1]}, {key[1]}, {key[2]} epochs{changed}"
             scores = (cell(own["packed"]), f"`{best['row']}` {cell(best['packed'])}")
             rows.append((title, key[-1], n, *scores, _verdict(own["packed"], best["packed"])))
     heads = ("network, data, budget", "task", "n", "`bnn++`", "best of the others", "verdict")
