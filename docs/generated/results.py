@@ -191,8 +191,8 @@ def lead() -> str:
     groups: dict[tuple, list[Result]] = defaultdict(list)
     for result in stored():
         if result["method"] != "ptq":
-            changed = label(result).removeprefix(name_of(result)).split()
-            groups[*setting(result), " ".join(changed), result["task"]].append(result)
+            changed = label(result).removeprefix(name_of(result)).strip()
+            groups[*setting(result), changed, result["task"]].append(result)
     rows = []
     for key in sorted(groups, key=str):
         trained = compare_runs([Run(result) for result in groups[key]])["rows"]
@@ -202,8 +202,8 @@ def lead() -> str:
             as_often = [row for row in others if row["n"] >= own["n"]] or others
             best = max(as_often, key=lambda row: row["packed"]["mean"])
             n = str(min(own["n"], best["n"]))
-            changed = f", `{key[-2]}`" if key[-2] else ""
-            title = f"{key[0].split('/')[-1]}, {key[1]}, {key[2]} epochs{changed}"
+            title = f"{key[0].split('/')[-1]}, {key[1]}, {key[2]} epochs"
+            title += f", `{key[-2]}`" if key[-2] else ""
             scores = (cell(own["packed"]), f"`{best['row']}` {cell(best['packed'])}")
             rows.append((title, key[-1], n, *scores, _verdict(own["packed"], best["packed"])))
     heads = ("network, data, budget", "task", "n", "`bnn++`", "best of the others", "verdict")
