@@ -24,10 +24,11 @@ from binarize_cli.training.teacher import block_names
 
 MORE = {
     "clipped, in micro-batches": {"model": "digits_vit", "task": "bwa", "clip_grad": 0.1, "accumulate": 2},
+    "small float matrices": {"model": "digits_vit", "float_step": 1e-4},
     "one scale a layer": {"model": "digits_vit", "method": "pq", "scale": "layer"},
     "learned scales": {"model": "digits_vit", "method": "bnn++", "scale": "learned"},
 }
-QUICK = ("mixed, averaged", "map after the step", "clipped, in micro-batches")
+QUICK = ("mixed, averaged", "map after the step", "clipped, in micro-batches", "small float matrices")
 
 
 @pytest.mark.parametrize(

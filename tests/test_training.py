@@ -268,6 +268,31 @@ def test_weight_decay_leaves_out_what_the_model_leaves_out(latent_lr):
     assert not decays and net.pos_embed.ndim > 1
 
 
+def test_a_small_float_matrix_takes_smaller_steps():
+    """The first step of AdamW is as large as the learning rate, in every weight that has a gradient."""
+    net = load(resolve("digits_vit"), pretrained=False).net
+    to_latents(net, ["blocks.0.mlp.fc1"], quantizers(Recipe())[0])
+    with torch.no_grad():
+        net.head.weight.zero_()
+        net.patch_embed.proj.weight.mul_(0.05 / net.patch_embed.proj.weight.square().mean().sqrt())
+        net.blocks[0].attn.qkv.weight.fill_(1.0)
+    optimizer = make_optimizer(net, Train(lr=4e-3, latent_lr=3.0, float_step=0.016))
+    make_scheduler(optimizer, Train(lr=4e-3, sched="constant", warmup=0.0), 10)
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    step = {name: float((before[name] - p.detach()).abs().max()) for name, p in net.named_parameters()}
+    expected = {
+        "patch_embed.proj.weight": 0.016 * 0.05,
+        "blocks.0.attn.qkv.weight": 4e-3,  # 0.016 of its weights would be more
+        "head.weight": 0.016 * 0.01,  # zeros learn too
+        "blocks.0.norm1.weight": 4e-3,  # no matrix
+        "blocks.0.mlp.fc1.source.latent": 3 * 4e-3,
+    }
+    assert {name: step[name] for name in expected} == pytest.approx(expected, rel=1e-3)
+
+
 @pytest.mark.parametrize(("harden", "soft"), [(0.25, 15), (0.1, 18), (0.0, 20)])
 def test_f_is_sign_in_the_last_share_and_the_schedule_is_through_just_before(
     harden, soft, make_trainer, tmp_path

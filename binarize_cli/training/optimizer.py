@@ -14,6 +14,9 @@ from torch.optim import Optimizer
 from binarize_cli.binarize.convert import added_parameters
 from binarize_cli.errors import InputError, closest
 from binarize_cli.recipe import Train
+from binarize_cli.training.parallel import whole
+
+SMALLEST = 0.01  # root mean square: weights that are zero must learn too
 
 
 def check_optimizer(name: str) -> None:
@@ -31,23 +34,37 @@ def make_optimizer(net: nn.Module, train: Train) -> Optimizer:
     """
     never: set[str] = getattr(net, "no_weight_decay", set)()
     groups = param_groups_weight_decay(net, train.weight_decay, no_weight_decay_list=never)
-    if train.latent_lr != 1:
-        groups = _added_apart(groups, net, train.latent_lr)
+    groups = _apart(groups, lr_scales(net, train))
     return create_optimizer_v2(groups, opt=train.opt, lr=train.lr, weight_decay=0.0, **_fused(net, train.opt))
 
 
-def _added_apart(groups: list[dict[str, Any]], net: nn.Module, lr_scale: float) -> list[dict[str, Any]]:
-    """Return the groups, each split in two: what binarization added has a learning rate of its own.
+def lr_scales(net: nn.Module, train: Train) -> dict[nn.Parameter, float]:
+    """Return the learning rate, in multiples of `train.lr`, of each parameter that has one of its own.
+
+    What binarization added has `train.latent_lr`. A matrix that stays float has less than 1 if its weights
+    are so small that a step of Adam, which is about as large as the learning rate, would be more than
+    `train.float_step` of their root mean square (Shazeer & Stern 2018, arXiv 1804.04235, section 8).
+    """
+    scales = dict.fromkeys(added_parameters(net), train.latent_lr)
+    if train.float_step:
+        for parameter in net.parameters():
+            if parameter not in scales and parameter.ndim > 1:
+                size = whole(parameter.detach()).square().mean().sqrt().clamp_min(SMALLEST)
+                scales[parameter] = min(1.0, train.float_step * float(size) / train.lr)
+    return scales
+
+
+def _apart(groups: list[dict[str, Any]], scales: dict[nn.Parameter, float]) -> list[dict[str, Any]]:
+    """Return the groups, each split by learning rate, the plain one first.
 
     timm's schedules multiply the learning rate of a group by its `lr_scale`.
     """
-    added = {id(parameter) for parameter in added_parameters(net)}
     apart = []
     for group in groups:
-        own = [p for p in group["params"] if id(p) in added]
-        rest = [p for p in group["params"] if id(p) not in added]
-        apart += [{**group, "params": rest}] if rest else []
-        apart += [{**group, "params": own, "lr_scale": lr_scale}] if own else []
+        found = {scales.get(p, 1.0) for p in group["params"]}
+        for scale in sorted(found, key=lambda scale: (scale != 1, scale)):
+            own = {**group, "params": [p for p in group["params"] if scales.get(p, 1.0) == scale]}
+            apart.append(own if scale == 1 else {**own, "lr_scale": scale})
     return apart
 
 
