@@ -200,7 +200,7 @@ class Train(Section):
     """The learning rate of latent weights and all else that binarization adds (thresholds, scales, gains,
     RPReLU), in multiples of `lr`: the higher, the more signs flip."""
     float_step: Positive | None = None
-    """The largest first step of Adam in a matrix that stays float (first layer, head), as a share of the root
+    """The largest first step of Adam in a matrix that stays float (but for the head), as a share of the root
     mean square of its weights: where `lr` is more, it learns by less. null: it learns by `lr`."""
     weight_decay: Weight = 0.0
     """Weight decay, on the latent weights too."""

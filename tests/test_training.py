@@ -273,7 +273,8 @@ def test_a_small_float_matrix_takes_smaller_steps():
     net = load(resolve("digits_vit"), pretrained=False).net
     to_latents(net, ["blocks.0.mlp.fc1"], quantizers(Recipe())[0])
     with torch.no_grad():
-        net.head.weight.zero_()
+        net.head.weight.mul_(0.01)
+        net.blocks[1].attn.qkv.weight.zero_()
         net.patch_embed.proj.weight.mul_(0.05 / net.patch_embed.proj.weight.square().mean().sqrt())
         net.blocks[0].attn.qkv.weight.fill_(1.0)
     optimizer = make_optimizer(net, Train(lr=4e-3, latent_lr=3.0, float_step=0.016))
@@ -286,7 +287,8 @@ def test_a_small_float_matrix_takes_smaller_steps():
     expected = {
         "patch_embed.proj.weight": 0.016 * 0.05,
         "blocks.0.attn.qkv.weight": 4e-3,  # 0.016 of its weights would be more
-        "head.weight": 0.016 * 0.01,  # zeros learn too
+        "blocks.1.attn.qkv.weight": 0.016 * 0.01,  # zeros learn too
+        "head.weight": 4e-3,
         "blocks.0.norm1.weight": 4e-3,  # no matrix
         "blocks.0.mlp.fc1.source.latent": 3 * 4e-3,
     }

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from binarize_cli.binarize.convert import added_parameters
 from binarize_cli.errors import InputError, closest
+from binarize_cli.models.heads import head_names
 from binarize_cli.recipe import Train
 from binarize_cli.training.parallel import whole
 
@@ -43,12 +44,14 @@ def lr_scales(net: nn.Module, train: Train) -> dict[nn.Parameter, float]:
 
     What binarization added has `train.latent_lr`. A matrix that stays float has less than 1 if its weights
     are so small that a step of Adam, which is about as large as the learning rate, would be more than
-    `train.float_step` of their root mean square (Shazeer & Stern 2018, arXiv 1804.04235, section 8).
+    `train.float_step` of their root mean square (Shazeer & Stern 2018, arXiv 1804.04235, section 8). Heads
+    do not: they end lower that way.
     """
     scales = dict.fromkeys(added_parameters(net), train.latent_lr)
     if train.float_step:
-        for parameter in net.parameters():
-            if parameter not in scales and parameter.ndim > 1:
+        heads = {f"{name}.weight" for name in head_names(net)}
+        for name, parameter in net.named_parameters():
+            if parameter not in scales and parameter.ndim > 1 and name not in heads:
                 size = whole(parameter.detach()).square().mean().sqrt().clamp_min(SMALLEST)
                 scales[parameter] = min(1.0, train.float_step * float(size) / train.lr)
     return scales
