@@ -199,9 +199,9 @@ class Train(Section):
     latent_lr: Annotated[float, Field(gt=0, le=1e6)] = 1.0
     """The learning rate of latent weights and all else that binarization adds (thresholds, scales, gains,
     RPReLU), in multiples of `lr`: the higher, the more signs flip."""
-    float_step: Positive | None = None
-    """The largest first step of Adam in a matrix that stays float (but for the head), as a share of the root
-    mean square of its weights: where `lr` is more, it learns by less. null: it learns by `lr`."""
+    lr_fan_in: Positive | None = None
+    """The number of inputs up to which a layer that stays float learns by `lr`; one of more inputs learns by
+    less, in inverse proportion. null: all learn by `lr`."""
     weight_decay: Weight = 0.0
     """Weight decay, on the latent weights too."""
     sched: Literal["cosine", "linear", "constant"] = "cosine"

@@ -24,11 +24,11 @@ from binarize_cli.training.teacher import block_names
 
 MORE = {
     "clipped, in micro-batches": {"model": "digits_vit", "task": "bwa", "clip_grad": 0.1, "accumulate": 2},
-    "small float matrices": {"model": "digits_vit", "float_step": 1e-4},
+    "float layers of many inputs": {"model": "digits_vit", "lr_fan_in": 8},
     "one scale a layer": {"model": "digits_vit", "method": "pq", "scale": "layer"},
     "learned scales": {"model": "digits_vit", "method": "bnn++", "scale": "learned"},
 }
-QUICK = ("mixed, averaged", "map after the step", "clipped, in micro-batches", "small float matrices")
+QUICK = ("mixed, averaged", "map after the step", "clipped, in micro-batches", "float layers of many inputs")
 
 
 @pytest.mark.parametrize(

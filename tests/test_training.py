@@ -268,16 +268,11 @@ def test_weight_decay_leaves_out_what_the_model_leaves_out(latent_lr):
     assert not decays and net.pos_embed.ndim > 1
 
 
-def test_a_small_float_matrix_takes_smaller_steps():
+def test_a_float_layer_of_many_inputs_takes_smaller_steps():
     """The first step of AdamW is as large as the learning rate, in every weight that has a gradient."""
     net = load(resolve("digits_vit"), pretrained=False).net
     to_latents(net, ["blocks.0.mlp.fc1"], quantizers(Recipe())[0])
-    with torch.no_grad():
-        net.head.weight.mul_(0.01)
-        net.blocks[1].attn.qkv.weight.zero_()
-        net.patch_embed.proj.weight.mul_(0.05 / net.patch_embed.proj.weight.square().mean().sqrt())
-        net.blocks[0].attn.qkv.weight.fill_(1.0)
-    optimizer = make_optimizer(net, Train(lr=4e-3, latent_lr=3.0, float_step=0.016))
+    optimizer = make_optimizer(net, Train(lr=4e-3, latent_lr=3.0, lr_fan_in=16))
     make_scheduler(optimizer, Train(lr=4e-3, sched="constant", warmup=0.0), 10)
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
     for parameter in net.parameters():
@@ -285,11 +280,12 @@ def test_a_small_float_matrix_takes_smaller_steps():
     optimizer.step()
     step = {name: float((before[name] - p.detach()).abs().max()) for name, p in net.named_parameters()}
     expected = {
-        "patch_embed.proj.weight": 0.016 * 0.05,
-        "blocks.0.attn.qkv.weight": 4e-3,  # 0.016 of its weights would be more
-        "blocks.1.attn.qkv.weight": 0.016 * 0.01,  # zeros learn too
-        "head.weight": 4e-3,
-        "blocks.0.norm1.weight": 4e-3,  # no matrix
+        "patch_embed.proj.weight": 4e-3,  # 1 x 2 x 2 inputs
+        "blocks.0.attn.qkv.weight": 1e-3,  # 64
+        "blocks.0.attn.qkv.bias": 4e-3,
+        "blocks.0.mlp.fc2.weight": 2.5e-4,  # 256
+        "blocks.0.norm1.weight": 4e-3,
+        "pos_embed": 4e-3,
         "blocks.0.mlp.fc1.source.latent": 3 * 4e-3,
     }
     assert {name: step[name] for name in expected} == pytest.approx(expected, rel=1e-3)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any
 
 from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers, param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler, PolyLRScheduler, StepLRScheduler
 from timm.scheduler.scheduler import Scheduler
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from binarize_cli.binarize.convert import added_parameters
+from binarize_cli.binarize.layers import is_candidate
 from binarize_cli.errors import InputError, closest
-from binarize_cli.models.heads import head_names
 from binarize_cli.recipe import Train
-from binarize_cli.training.parallel import whole
-
-SMALLEST = 0.01  # root mean square: weights that are zero must learn too
 
 
 def check_optimizer(name: str) -> None:
@@ -39,25 +37,21 @@ def make_optimizer(net: nn.Module, train: Train) -> Optimizer:
     return create_optimizer_v2(groups, opt=train.opt, lr=train.lr, weight_decay=0.0, **_fused(net, train.opt))
 
 
-def lr_scales(net: nn.Module, train: Train) -> dict[nn.Parameter, float]:
+def lr_scales(net: nn.Module, train: Train) -> dict[Tensor, float]:
     """Return the learning rate, in multiples of `train.lr`, of each parameter that has one of its own.
 
-    What binarization added has `train.latent_lr`. A matrix that stays float has less than 1 if its weights
-    are so small that a step of Adam, which is about as large as the learning rate, would be more than
-    `train.float_step` of their root mean square (Shazeer & Stern 2018, arXiv 1804.04235, section 8). Heads
-    do not: they end lower that way.
+    What binarization added has `train.latent_lr`. A layer that stays float and has more than
+    `train.lr_fan_in` inputs has less than 1: a step of Adam moves each weight by about the learning rate, and
+    an output by that times the number of inputs (Yang et al. 2021, arXiv 2203.03466).
     """
-    scales = dict.fromkeys(added_parameters(net), train.latent_lr)
-    if train.float_step:
-        heads = {f"{name}.weight" for name in head_names(net)}
-        for name, parameter in net.named_parameters():
-            if parameter not in scales and parameter.ndim > 1 and name not in heads:
-                size = whole(parameter.detach()).square().mean().sqrt().clamp_min(SMALLEST)
-                scales[parameter] = min(1.0, train.float_step * float(size) / train.lr)
+    scales: dict[Tensor, float] = dict.fromkeys(added_parameters(net), train.latent_lr)
+    if train.lr_fan_in:
+        for layer in filter(is_candidate, net.modules()):
+            scales[layer.weight] = min(1.0, train.lr_fan_in / math.prod(layer.weight.shape[1:]))
     return scales
 
 
-def _apart(groups: list[dict[str, Any]], scales: dict[nn.Parameter, float]) -> list[dict[str, Any]]:
+def _apart(groups: list[dict[str, Any]], scales: dict[Tensor, float]) -> list[dict[str, Any]]:
     """Return the groups, each split by learning rate, the plain one first.
 
     timm's schedules multiply the learning rate of a group by its `lr_scale`.
