@@ -26,6 +26,7 @@ from generated import (
     recipes,
     results,
     rooms,
+    search,
     session,
     speed,
     training,
@@ -51,11 +52,11 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "recipe-list": recipes.recipe_list,
     "results": results.results,
     "results-summary": results.results_summary,
-    "search": analyses.search,
     "session": session.session,
     "speed": speed.speed,
     "training": training.training,
     "tree": rooms.tree,
+    **search.blocks(),
 }
 
 PLOTS: Mapping[str, Callable[[], str]] = {"speed.svg": speed.speed_plot}

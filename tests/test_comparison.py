@@ -77,6 +77,17 @@ def test_a_score_that_a_run_lacks_is_no_mean_of_the_others():
     assert row["float"] is None and cell(row["float"]) == "-" and row["packed"]["mean"] == 90
 
 
+def test_the_loss_of_the_packed_file_is_given_to_four_digits():
+    runs = [a_result(seed=seed) for seed in (0, 1)]
+    for result, loss in zip(runs, (0.40001, 0.41004), strict=True):
+        result["accuracy"]["packed"]["loss"] = loss
+    comparison = compare_runs([Run(result) for result in runs])
+    (row,) = comparison["rows"]
+    assert row["loss"]["mean"] == 0.405 and row["loss"]["half_range"] == pytest.approx(0.005015)
+    assert "| 0.4050 ± 0.0050 |" in as_markdown(comparison)
+    assert ">0.4050 ± 0.0050<" in render_comparison(comparison)
+
+
 def test_the_soft_score_is_what_the_log_says_of_the_packed_epoch():
     curve = {"epoch": [0, 1, 2, 3], "soft": [50.0, 70.0, 80.0, 85.0], "hard": [10.0, 60.0, 75.0, 85.0]}
     for packed, soft in ((1, 70.0), (3, 85.0)):
@@ -94,6 +105,7 @@ def test_the_tables_have_a_line_a_row_and_say_what_the_error_is():
     assert "standard error" in as_markdown(comparison, "standard-error")
     rows = list(csv.DictReader(as_csv(comparison).splitlines()))
     assert [row["packed_mean"] for row in rows] == ["90.5", "90.0"] and rows[1]["packed_standard_error"] == ""
+    assert all(float(row["loss_mean"]) > 0 for row in rows)
 
 
 def test_the_page_links_to_reports_and_says_what_is_unequal():

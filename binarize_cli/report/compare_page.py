@@ -46,7 +46,7 @@ def render_comparison(comparison: Mapping[str, Any], error: Error = "half-range"
             sizes=_scatter("packed top-1, %, against bytes", rows, error, "bytes"),
             times=_scatter("packed top-1, %, against time", rows, error, "seconds"),
             flips=_flips(rows),
-            cell=lambda value: cell(value, error),
+            cell=lambda value, digits=2: cell(value, error, digits),
             unequal=unequal(rows),
         )
     )

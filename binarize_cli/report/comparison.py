@@ -23,7 +23,7 @@ from binarize_cli.report.settings import settings
 
 Result = Mapping[str, Any]
 Error = Literal["half-range", "standard-error"]
-COLUMNS = (*NETWORKS, "flips", "seconds")
+COLUMNS = (*NETWORKS, "loss", "flips", "seconds")
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,9 @@ def compare_runs(runs: Sequence[Run]) -> dict[str, Any]:
     """Return the comparison: what compare.json holds, and what its tables and its page are drawn from.
 
     `rows` has an entry for each label, task, model, dataset and recipe, in order of their first runs. Of
-    top-1 (per cent), of `flips` (per cent of signs, added up) and of `seconds` (a run) it has `mean`,
-    `half_range`, `standard_error` (null for one run) and `values`; each is null if a run lacks it.
+    top-1 (per cent), of the packed file's `loss`, of `flips` (per cent of signs, added up) and of `seconds`
+    (a run) it has `mean`, `half_range`, `standard_error` (null for one run) and `values`; each is null if a
+    run lacks it.
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
@@ -89,6 +90,7 @@ def _row(group: Sequence[Run]) -> dict[str, Any]:
     }
     for name in NETWORKS:
         row[name] = spread([_top1(result, name) for result in results])
+    row["loss"] = spread([(result["accuracy"]["packed"] or {}).get("loss") for result in results], digits=4)
     row["flips"] = spread([None if r["flips"] is None else 100 * r["flips"] for r in results])
     row["seconds"] = spread([result["seconds"] for result in results])
     row["minutes"] = round(sum(result["seconds"] for result in results) / 60, 1)
@@ -108,8 +110,11 @@ def _top1(result: Result, network: str) -> float | None:
     return (result["accuracy"][network] or {}).get("top1")
 
 
-def spread(values: Sequence[float | None]) -> dict[str, Any] | None:
-    """Return mean, half the range and standard error (null for one value); None if a value is missing."""
+def spread(values: Sequence[float | None], digits: int = 2) -> dict[str, Any] | None:
+    """Return mean, half the range and standard error (null for one value); None if a value is missing.
+
+    `spread` is half the range rounded to `digits`, as the mean is.
+    """
     known = [value for value in values if value is not None]
     if not known or len(known) < len(values):
         return None
@@ -117,10 +122,10 @@ def spread(values: Sequence[float | None]) -> dict[str, Any] | None:
     error = statistics.stdev(known) / math.sqrt(len(known)) if several else None
     half = (max(known) - min(known)) / 2
     return {
-        "mean": round(statistics.fmean(known), 2),
-        "spread": round(half, 2),
-        "half_range": round(half, 4),
-        "standard_error": None if error is None else round(error, 4),
+        "mean": round(statistics.fmean(known), digits),
+        "spread": round(half, digits),
+        "half_range": round(half, digits + 2),
+        "standard_error": None if error is None else round(error, digits + 2),
         "values": known,
     }
 
@@ -161,12 +166,13 @@ def _facts(result: Result) -> dict[str, str]:
 # --- as text -----------------------------------------------------------------------------------------------
 
 
-def cell(value: Mapping[str, Any] | None, error: Error = "half-range") -> str:
+def cell(value: Mapping[str, Any] | None, error: Error = "half-range", digits: int = 2) -> str:
     """Return `95.74 ± 0.69`; the mean alone for one run, a dash for none."""
     if value is None:
         return "-"
     around = value["half_range"] if error == "half-range" else value["standard_error"]
-    return f"{value['mean']:.2f}" + (f" ± {around:.2f}" if len(value["values"]) > 1 else "")
+    more = f" ± {around:.{digits}f}" if len(value["values"]) > 1 else ""
+    return f"{value['mean']:.{digits}f}{more}"
 
 
 def as_markdown(comparison: Mapping[str, Any], error: Error = "half-range") -> str:
@@ -174,12 +180,12 @@ def as_markdown(comparison: Mapping[str, Any], error: Error = "half-range") -> s
     common = comparison["common"]
     own = [key for key in ("model", "data", "epochs", "selection") if key not in common]
     heads = ["method or recipe", *own, "task", "n", "float", "soft", "hard", "packed file"]
-    heads += ["flips %", "file, KiB", "minutes"]
-    lines = [_line(heads), _line([*["---"] * (2 + len(own)), *["---:"] * 8])]
+    heads += ["loss", "flips %", "file, KiB", "minutes"]
+    lines = [_line(heads), _line([*["---"] * (2 + len(own)), *["---:"] * 9])]
     for row in comparison["rows"]:
         cells = [f"`{row['row']}`", *(str(row[key]) for key in own), row["task"], str(row["n"])]
         cells += [cell(row[name], error) for name in ("float", "soft", "hard")]
-        cells += [f"**{cell(row['packed'], error)}**", cell(row["flips"], error)]
+        cells += [f"**{cell(row['packed'], error)}**", cell(row["loss"], error, 4), cell(row["flips"], error)]
         cells += [f"{row['bytes'] / 1024:.1f} ({row['ratio']:.1f}x)", f"{row['minutes']:.1f}"]
         lines.append(_line(cells))
     words = "half the range" if error == "half-range" else "the standard error"

@@ -129,11 +129,11 @@ def _section(key: Setting, group: Sequence[Result]) -> str:
         facts.append(f"float model {' or '.join(base)}")
     runs = {task: [Run(r, label=label(r)) for r in group if r["task"] == task] for task in TASKS}
     rows = sorted((row for own in runs.values() if own for row in compare_runs(own)["rows"]), key=_order)
-    heads = ("method or recipe", "task", "n", "packed file, top-1", "soft", "flips %", "file", "minutes")
+    heads = ("method or recipe", "task", "n", "packed top-1", "loss", "soft", "flips %", "file", "minutes")
     commands = "\n".join(sorted({f"$ {_general(r['command'])}" for r in group}))
     details = f"<details><summary>The commands</summary>\n\n```console\n{commands}\n```\n\n</details>"
     title = f"## {model.split('/')[-1]}, {data}, {epochs} epochs"
-    return "\n\n".join([title, f"{'; '.join(facts)}.", table(heads, map(_row, rows), right=6), details])
+    return "\n\n".join([title, f"{'; '.join(facts)}.", table(heads, map(_row, rows), right=7), details])
 
 
 def _order(row: Mapping[str, Any]) -> tuple[int, int, str]:
@@ -146,7 +146,7 @@ def _order(row: Mapping[str, Any]) -> tuple[int, int, str]:
 
 def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
     size = f"{row['bytes'] / 1024:.0f} KiB ({row['ratio']:.1f}x)"
-    scores = f"**{cell(row['packed'])}**", cell(row["soft"]), cell(row["flips"])
+    scores = f"**{cell(row['packed'])}**", cell(row["loss"], digits=4), cell(row["soft"]), cell(row["flips"])
     return f"`{row['row']}`", row["task"], str(row["n"]), *scores, size, f"{row['seconds']['mean'] / 60:.1f}"
 
 
