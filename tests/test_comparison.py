@@ -9,8 +9,10 @@ import math
 import pytest
 from test_report import a_document
 
+from binarize_cli.report.compare_files import as_csv, as_markdown
 from binarize_cli.report.compare_page import render_comparison
-from binarize_cli.report.comparison import Run, as_csv, as_markdown, cell, compare_runs, spread
+from binarize_cli.report.comparison import Run, compare_runs
+from binarize_cli.report.means import cell, spread
 from binarize_cli.report.results import as_json, trim
 
 

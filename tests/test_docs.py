@@ -79,7 +79,10 @@ def test_results_are_grouped_by_what_must_be_equal_and_averaged_over_seeds(gener
     monkeypatch.setattr(generate.results, "stored", lambda: rows)
     page = generate.results.results()
     assert page.count("## digits_vit, digits (1,437 training images), 3 epochs") == 2
-    assert "| `bnn++` | bw | 2 | **97.50 ± 0.50** | 0.1000 ± 0.0000 | - | 1.00 ± 0.00 | 2 KiB (10.0x) | 1.5 |" in page
+    assert (
+        "| `bnn++` | bw | 2 | **97.50 ± 0.50** | 0.1000 ± 0.0000 | - | 1.00 ± 0.00 | 2 KiB (10.0x) | 1.5 |"
+        in page
+    )
     assert "| `bc` | bw | 1 | **90.00** |" in page
     assert page.index("`bc` | bw") < page.index("`bnn++` | bw")
     assert page.count("selected on the reported images") == 1

@@ -124,7 +124,9 @@ def _tell(runs: list[Any], folder: Path, error: Any, as_json: bool) -> None:
     """Write the comparison, and print it."""
     from functools import partial
 
-    from binarize_cli.report.comparison import cell, compare_runs, write_comparison
+    from binarize_cli.report.compare_files import write_comparison
+    from binarize_cli.report.comparison import compare_runs
+    from binarize_cli.report.means import cell
     from binarize_cli.report.tables import comparison_table
 
     comparison = compare_runs(runs)

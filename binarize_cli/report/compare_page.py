@@ -17,8 +17,8 @@ from binarize_cli.report.charts import (
     scatter,
     ticks,
 )
-from binarize_cli.report.comparison import Error, cell
 from binarize_cli.report.html import environment
+from binarize_cli.report.means import Error, cell
 
 Row = Mapping[str, Any]
 MOST_CURVES = 14  # as many styles as there are

@@ -1,29 +1,23 @@
-"""Results side by side: runs that differ in their seed alone are one row, with its mean and its spread."""
+"""Results side by side: runs that differ in their seed alone are one row."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import math
 import os
 import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import quote
 
 from binarize_cli.dotted import flat
-from binarize_cli.errors import counted
-from binarize_cli.files import write_text
-from binarize_cli.report.results import NETWORKS, as_json
+from binarize_cli.report.means import spread
+from binarize_cli.report.results import NETWORKS
 from binarize_cli.report.settings import settings
 
 Result = Mapping[str, Any]
-Error = Literal["half-range", "standard-error"]
-COLUMNS = (*NETWORKS, "loss", "flips", "seconds")
 
 
 @dataclass(frozen=True)
@@ -110,26 +104,6 @@ def _top1(result: Result, network: str) -> float | None:
     return (result["accuracy"][network] or {}).get("top1")
 
 
-def spread(values: Sequence[float | None], digits: int = 2) -> dict[str, Any] | None:
-    """Return mean, half the range and standard error (null for one value); None if a value is missing.
-
-    `spread` is half the range rounded to `digits`, as the mean is.
-    """
-    known = [value for value in values if value is not None]
-    if not known or len(known) < len(values):
-        return None
-    several = len(known) > 1
-    error = statistics.stdev(known) / math.sqrt(len(known)) if several else None
-    half = (max(known) - min(known)) / 2
-    return {
-        "mean": round(statistics.fmean(known), digits),
-        "spread": round(half, digits),
-        "half_range": round(half, digits + 2),
-        "standard_error": None if error is None else round(error, digits + 2),
-        "values": known,
-    }
-
-
 def _tell_apart(rows: Sequence[dict[str, Any]], firsts: Sequence[Result]) -> None:
     """Add to labels that several rows have what differs: task, model, data, or else a recipe's keys."""
     facts = [_facts(first) for first in firsts]
@@ -161,85 +135,6 @@ def _facts(result: Result) -> dict[str, str]:
     facts["data"] = f"{data['name']} ({data['train_images']:,})"
     recipe = flat({k: v for k, v in settings(result).items() if k not in ("task", "method")})
     return facts | {key: str(value) for key, value in recipe.items()}
-
-
-# --- as text -----------------------------------------------------------------------------------------------
-
-
-def cell(value: Mapping[str, Any] | None, error: Error = "half-range", digits: int = 2) -> str:
-    """Return `95.74 ± 0.69`; the mean alone for one run, a dash for none."""
-    if value is None:
-        return "-"
-    around = value["half_range"] if error == "half-range" else value["standard_error"]
-    more = f" ± {around:.{digits}f}" if len(value["values"]) > 1 else ""
-    return f"{value['mean']:.{digits}f}{more}"
-
-
-def as_markdown(comparison: Mapping[str, Any], error: Error = "half-range") -> str:
-    """Return the comparison as a table for a README, with the commands that repeat it."""
-    common = comparison["common"]
-    own = [key for key in ("model", "data", "epochs", "selection") if key not in common]
-    heads = ["method or recipe", *own, "task", "n", "float", "soft", "hard", "packed file"]
-    heads += ["loss", "flips %", "file, KiB", "minutes"]
-    lines = [_line(heads), _line([*["---"] * (2 + len(own)), *["---:"] * 9])]
-    for row in comparison["rows"]:
-        cells = [f"`{row['row']}`", *(str(row[key]) for key in own), row["task"], str(row["n"])]
-        cells += [cell(row[name], error) for name in ("float", "soft", "hard")]
-        cells += [f"**{cell(row['packed'], error)}**", cell(row["loss"], error, 4), cell(row["flips"], error)]
-        cells += [f"{row['bytes'] / 1024:.1f} ({row['ratio']:.1f}x)", f"{row['minutes']:.1f}"]
-        lines.append(_line(cells))
-    words = "half the range" if error == "half-range" else "the standard error"
-    facts = [_fact(key, value) for key, value in common.items()]
-    caption = ", ".join([*facts, f"top-1 in per cent; mean and {words} over n runs"])
-    commands = "\n".join(f"$ {command}" for row in comparison["rows"] for command in row["commands"])
-    table = "\n".join(lines)
-    return f"{caption}.\n\n{table}\n\n```console\n{commands}\n```\n"
-
-
-def _fact(key: str, value: Any) -> str:
-    if key == "epochs":
-        return counted(value, "epoch")
-    return f"packed epoch: {value}" if key == "selection" else str(value)
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(text.replace("|", "\\|").replace("\n", " ") for text in cells) + " |"
-
-
-def as_csv(comparison: Mapping[str, Any]) -> str:
-    """Return the comparison as CSV: a line a row, with mean, half range and standard error of each score."""
-    plain = (
-        "row",
-        "method",
-        "task",
-        "model",
-        "data",
-        "epochs",
-        "selection",
-        "n",
-        "bytes",
-        "ratio",
-        "minutes",
-    )
-    parts = ("mean", "half_range", "standard_error")
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*plain, *(f"{name}_{part}" for name in COLUMNS for part in parts)])
-    for row in comparison["rows"]:
-        spreads = [(row[name] or {}).get(part) for name in COLUMNS for part in parts]
-        writer.writerow([*(row[name] for name in plain), *spreads])
-    return out.getvalue()
-
-
-def write_comparison(folder: Path, comparison: Mapping[str, Any], error: Error = "half-range") -> Path:
-    """Write compare.json, .csv, .md and .html to a folder, and return the last of them."""
-    from binarize_cli.report.compare_page import render_comparison
-
-    write_text(folder / "compare.json", as_json(comparison))
-    write_text(folder / "compare.csv", as_csv(comparison))
-    write_text(folder / "compare.md", as_markdown(comparison, error))
-    write_text(folder / "compare.html", render_comparison(comparison, error))
-    return folder / "compare.html"
 
 
 def runs_of(results: Sequence[tuple[Path, Result]], folder: Path) -> list[Run]:

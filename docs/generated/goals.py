@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from binarize_cli.report.comparison import Run, cell, compare_runs
+from binarize_cli.report.comparison import Run, compare_runs
+from binarize_cli.report.means import cell
 from generated.markdown import table
 from generated.results import plain_bnnpp
 

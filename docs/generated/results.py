@@ -13,7 +13,8 @@ from typing import Any
 from binarize_cli import recipe_io
 from binarize_cli.dotted import flat
 from binarize_cli.quantizers.methods import METHODS
-from binarize_cli.report.comparison import Run, cell, compare_runs, name_of
+from binarize_cli.report.comparison import Run, compare_runs, name_of
+from binarize_cli.report.means import cell
 from binarize_cli.report.results import as_json, read_results
 from generated.markdown import table
 from generated.places import RESULTS
