@@ -154,7 +154,7 @@ def save(made: BinaryNetwork, file: str | Path, classes: Sequence[str] | None = 
 
 
 def _logits(made: BinaryNetwork) -> int:
-    """How many outputs the last layer has."""
+    """Return how many outputs the last layer has."""
     return next(row.shape[0] for row in reversed(made.table) if len(row.shape) > 1)
 
 

@@ -63,7 +63,7 @@ class OutputError(BnnppError):
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str | None = None) -> str | None:
-    """A hint such as "Did you mean 'bnn++' or 'bnn+'?", or `otherwise` if nothing known is near `name`."""
+    """Return a hint such as "Did you mean 'bnn++' or 'bnn+'?", or `otherwise` if nothing is near `name`."""
     near = difflib.get_close_matches(name.lower(), list(known), n=3, cutoff=0.6)
     if not near:
         return otherwise
@@ -71,6 +71,6 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str | None = None) 
 
 
 def closest(name: str, known: Iterable[str], listing: str) -> str:
-    """The hint for an unknown name: near misses if there are any, and always where the whole list is."""
+    """Return the hint for an unknown name: near misses if there are any, and where the whole list is."""
     guess = did_you_mean(name, known)
     return f"{guess} {listing}" if guess else listing

@@ -218,7 +218,7 @@ def _one_by_one(arguments: tuple) -> tuple:
 
 
 def _slots_of(kind: Any) -> str:
-    """How `struct` writes an argument into slots; an array is what numba's structure of one holds."""
+    """Return how `struct` writes an argument into slots; an array is what numba's structure of one holds."""
     if kind == "f":
         return "f4x"
     count = (kind or 1) if isinstance(kind, int) else 5 + 2 * kind[1]

@@ -113,7 +113,7 @@ def model_key(model: FloatModel) -> str:
 
 
 def where(run: Run) -> str:
-    """The device, the precision where it is not float32, and how a batch is shared out."""
+    """Return the device, the precision where it is not float32, and how a batch is shared out."""
     kind = precision(run.recipe.train.amp, run.device)
     device = str(run.device) if kind == "float32" else f"{run.device} in {kind}"
     cut = " that share the model" if run.job.parallel == "fsdp" else ""
@@ -296,7 +296,7 @@ def make_hard(run: Run) -> None:
 
 
 def with_overflow(run: Run, row: Layer) -> Layer:
-    """The row of a layer with an int8 accumulator, and the share of its sums that overflowed in scoring."""
+    """Add to the row of a layer with an int8 accumulator the share of its sums that overflowed in scoring."""
     if row.accumulator is None:
         return row
     counter = run.net.get_submodule(f"{row.name}.accumulator")
@@ -362,13 +362,13 @@ def changed(run: Run, loaded: torch.nn.Module) -> list[dict[str, str]]:
 
 
 def some_images(run: Run) -> torch.Tensor:
-    """A batch of validation images; the first rank has one, however few there are."""
+    """Return a batch of validation images; the first rank has one, however few there are."""
     images, _ = next(iter(run.batches.val))
     return images.to(run.device)
 
 
 def report(run: Run, file: PackedFile, agreement: Agreement) -> dict:
-    """report.html, README.md, and last report.json: a run folder that has it is a finished run."""
+    """Write report.html, README.md, and last report.json: a run folder that has it is a finished run."""
     document = report_document(
         command=run.job.command,
         file=file,

@@ -183,7 +183,7 @@ def rank() -> int:
 
 
 def world() -> int:
-    """How many ranks have met."""
+    """Return how many ranks have met."""
     return rank_info().world if _store is not None else 1
 
 

@@ -219,7 +219,7 @@ def _numbered(name: str) -> list[RunFolder]:
 
 
 def _created(path: Path) -> bool:
-    """Whether the folder is new, and ours. Raises InputError where it cannot be made."""
+    """Return whether the folder is new, and ours. Raises InputError where it cannot be made."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.mkdir()

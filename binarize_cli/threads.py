@@ -32,7 +32,7 @@ def in_parts(task: Callable[[int, int], None], length: int, work: int, step: int
 
 
 def _pool(count: int) -> ThreadPoolExecutor:
-    """The threads beside the caller's own."""
+    """Return the threads beside the caller's own."""
     if count not in _pools:
         _pools[count] = ThreadPoolExecutor(count - 1, thread_name_prefix="popcount")
     return _pools[count]

@@ -162,6 +162,22 @@ def test_everything_public_says_what_it_is_for(file):
     assert not silent
 
 
+NOUNS = {"a", "all", "an", "each", "every", "how", "its", "raises", "the", "this", "what", "where", "which"}
+
+
+@pytest.mark.parametrize("file", FILES, ids=NAMES)
+def test_a_function_says_what_it_does_with_a_verb(file):
+    """A property is a thing: its docstring may name that."""
+    wrong = []
+    for node in ast.walk(parse(file)):
+        text = ast.get_docstring(node) if isinstance(node, ast.FunctionDef) else None
+        if text and not any("property" in ast.unparse(each) for each in node.decorator_list):
+            first = text.split()[0]
+            if not first[0].isupper() or first.lower() in NOUNS | {"in", "of", "one", "whether"}:
+                wrong.append((node.name, text.splitlines()[0]))
+    assert not wrong
+
+
 def test_the_top_of_the_repository_holds_only_what_is_agreed():
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode or not listed.stdout:

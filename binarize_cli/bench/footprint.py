@@ -32,13 +32,13 @@ def footprint(net: nn.Module, file: PackedFile) -> dict[str, int]:
 
 
 def _bytes(tensors: Iterator[Tensor] | list[Tensor]) -> int:
-    """The bytes of the memory behind tensors, each piece once."""
+    """Return the bytes of the memory behind tensors, each piece once."""
     pieces = (each.untyped_storage() for each in tensors)
     return sum({piece.data_ptr(): piece.nbytes() for piece in pieces}.values())
 
 
 def _tensors(thing: Any, seen: set[int]) -> Iterator[Tensor]:
-    """Every tensor that an object holds on to: parameters, buffers, and what kernels were made of them."""
+    """Return every tensor that an object holds: parameters, buffers, and what kernels were made of them."""
     if id(thing) in seen or isinstance(thing, Plan):  # where pixels lie is nothing of the weights
         return
     seen.add(id(thing))

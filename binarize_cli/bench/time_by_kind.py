@@ -42,7 +42,7 @@ def time_by_kind(net: nn.Module, images: Tensor) -> dict[str, float]:
 
 
 def _kind(module: Any) -> str | None:
-    """The kind of a layer that is timed as a whole; the kernels of layers on bits count for themselves."""
+    """Return the kind of a layer that is timed as a whole; kernels of layers on bits count for themselves."""
     if isinstance(module, BinaryLinear | BinaryConv2d):
         return None if hasattr(module.source, "blocks") else PARTS[0]
     no_layer = any(True for _ in module.children()) or type(module).__module__.startswith("binarize_cli")

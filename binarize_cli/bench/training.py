@@ -193,14 +193,14 @@ class Walk:
         trainer.net.train()
 
     def step(self) -> float:
-        """One step, its batch already at hand; milliseconds."""
+        """Take one step, its batch already at hand, and return its milliseconds."""
         batches = next(self.batches)
         started = self._now()
         self.trainer.take_step(batches, self.number)
         return self._now() - started
 
     def step_in_parts(self) -> dict[str, float]:
-        """One step; the milliseconds of each of PARTS."""
+        """Take one step, and return the milliseconds of each of PARTS."""
         started = self._now()
         batches = next(self.batches)
         spent = dict.fromkeys(PARTS, 0.0) | {"data": self._now() - started}

@@ -109,7 +109,7 @@ REWRITES: dict[type[nn.Module], Callable[[Any], BiRealBlock | None]] = {
 
 
 def rewrite_architecture(net: nn.Module, task: str, blocks: str, attention: str) -> nn.Module:
-    """In place: attention as linear layers and, for binary inputs, what `activation` says of the rest.
+    """Rewrite, in place, attention as linear layers and, for binary inputs, what `activation` names.
 
     `blocks`: residual blocks; `attention`: its products, with which InputError is raised if there are none.
     """

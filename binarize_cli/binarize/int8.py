@@ -12,7 +12,7 @@ LARGEST = 127
 
 
 def has_rows(tensor: Tensor) -> bool:
-    """Whether a float tensor becomes int8: at least two of its axes are longer than 1."""
+    """Return whether a float tensor becomes int8: at least two of its axes are longer than 1."""
     return tensor.is_floating_point() and sum(size > 1 for size in tensor.shape) >= 2
 
 

@@ -120,7 +120,7 @@ def rewrite_and_choose(
 
 
 def _none_read(silent: Sequence[str]) -> Sequence[str]:
-    """With binary inputs a layer must be called: only then are there inputs."""
+    """Return no layer: with binary inputs one must be called, or else there are no inputs."""
     return ()
 
 

@@ -41,7 +41,7 @@ class Layer:
 
 
 def count_macs(net: nn.Module, example: torch.Tensor) -> dict[str, int]:
-    """The multiplications for one image of each layer, and product of attention, that a forward pass calls.
+    """Return the multiplications for one image of each layer and product of attention in a forward pass.
 
     In the order of the first calls.
     """
@@ -87,7 +87,7 @@ def select(
 
 
 def all_float(net: nn.Module) -> list[Layer]:
-    """The table of a network that stays float."""
+    """Return the table of a network that stays float."""
     candidates = [name for name, m in net.named_modules() if is_candidate(m)]
     return _table(net, {}, dict.fromkeys(candidates, "method float"))
 

@@ -25,7 +25,7 @@ CHUNK_ON_CUDA = 2**26  # there every chunk has launches of its own, and 2**26 su
 
 @custom_op("bnnpp::linear_in_tiles", mutates_args=())
 def linear_in_tiles(rows: Tensor, weights: Tensor, overflow: str, shift: int) -> tuple[Tensor, Tensor]:
-    """[R, K] by [out, K] -> the sums [R, out], and where they overflowed on the way (bool)."""
+    """Multiply [R, K] by [out, K]: the sums [R, out], and where they overflowed on the way (bool)."""
 
     def sums(rows: Tensor) -> tuple[Tensor, Tensor]:
         if fuses_on_cuda(rows):
@@ -39,7 +39,7 @@ def linear_in_tiles(rows: Tensor, weights: Tensor, overflow: str, shift: int) ->
 
 @custom_op("bnnpp::batched_matmul_in_tiles", mutates_args=())
 def batched_matmul_in_tiles(left: Tensor, right: Tensor, overflow: str, shift: int) -> tuple[Tensor, Tensor]:
-    """[n, L, K] by [n, M, K], row by row -> the sums [n, L, M], and where they overflowed (bool)."""
+    """Multiply [n, L, K] by [n, M, K], row by row: the sums [n, L, M], and where they overflowed (bool)."""
 
     def sums(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
         if fuses_on_cuda(left):
@@ -61,7 +61,7 @@ def conv_in_tiles(
     overflow: str,
     shift: int,
 ) -> tuple[Tensor, Tensor]:
-    """[N, C, H, W] by [out, C / groups, kh, kw] -> the sums [N, out, H', W'], where they overflowed.
+    """Convolve [N, C, H, W] with [out, C / groups, kh, kw]: sums [N, out, H', W'], where they overflowed.
 
     `zeros`: rows of them above and below the images, columns left and right.
     """
@@ -119,7 +119,7 @@ def _of_pixels(
 def matmul_in_tiles(
     left: Tensor, right: Tensor, rule: AccumulatorRule, product: Callable[[Tensor, Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """[..., L, K] by [..., M, K] -> what `accumulate` gives; `product` multiplies the rows of a tile."""
+    """Multiply [..., L, K] by [..., M, K], a tile at a time by `product`; return what `accumulate` gives."""
     return accumulate(lambda a, b: product(left[..., a:b], right[..., a:b]), left.shape[-1], rule)
 
 
@@ -169,7 +169,7 @@ def _tiles_at_once(x: Tensor) -> int:
 def _by_chunks(
     sums: Callable[..., tuple[Tensor, Tensor]], each: int, *inputs: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """`sums` of the inputs, some items of their first axis at a time; an item has `each` of them.
+    """Return `sums` of the inputs, some items of their first axis at a time; an item has `each` of them.
 
     In the type of the inputs also within autocast.
     """

@@ -123,7 +123,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _unexpected(error: Exception) -> BnnppError:
-    """What should not have happened, in one message; the traceback is in a file, for whoever mends it."""
+    """Put what should not have happened into one message, and the traceback into a file."""
     what = f"unexpected {type(error).__name__}: {shortened(_first_line(error))}"
     name = f"traceback-{os.getpid()}.txt"
     folders = [claimed_folder(), Path(tempfile.gettempdir())]

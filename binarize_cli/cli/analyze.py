@@ -48,7 +48,7 @@ def analyze(
     device: o.Device = "auto",
     as_json: o.Json = False,
 ) -> None:
-    """What each binary layer costs in accuracy, a KiB, and which layers are worth keeping float.
+    """Measure what each binary layer costs in accuracy, a KiB, and which layers are worth keeping float.
 
     Of a file: how far its answers move (loss: their Kullback-Leibler divergence) if a twentieth of a layer's
     signs change places. Of a float model, as a forecast: what it loses if one layer alone becomes binary,

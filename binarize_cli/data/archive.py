@@ -45,19 +45,19 @@ class Member(NamedTuple):
 
 
 def is_archive(path: Path) -> bool:
-    """Whether the name is that of a tar file."""
+    """Return whether the name is that of a tar file."""
     return path.name.lower().endswith((".tar", *COMPRESSED))
 
 
 def read_member(member: Member) -> Image:
-    """The image; the archive is opened for each, so that threads and workers need not share a position."""
+    """Return the image; the archive is opened for each: threads and workers need not share a position."""
     with Path(member.file).open("rb") as file:
         file.seek(member.offset)
         return decode_image(io.BytesIO(file.read(member.size)))
 
 
 def list_archive(path: Path) -> tuple[list[Member], list[str]]:
-    """The files and the folders in a tar file. A compressed one is unpacked first; that copy goes at exit.
+    """Return the files and folders in a tar file. A compressed one is unpacked first; that copy goes at exit.
 
     Raises InputError if it is no tar file, cut short, or holds links.
     """
@@ -88,7 +88,7 @@ def list_archive(path: Path) -> tuple[list[Member], list[str]]:
 
 
 def _uncompressed(path: Path) -> Path:
-    """The path of a plain tar file with the same content."""
+    """Return the path of a plain tar file with the same content."""
     opener = next((COMPRESSED[end] for end in COMPRESSED if path.name.lower().endswith(end)), None)
     if opener is None:
         return path

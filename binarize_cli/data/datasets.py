@@ -35,14 +35,14 @@ DATASETS: dict[str, Callable[[Path | None, bool, bool], ImageDataset]] = {
 
 
 def known_datasets() -> list[str]:
-    """The names that --dataset takes beside timm's prefixed ones."""
+    """Return the names that --dataset takes beside timm's prefixed ones."""
     return list(DATASETS)
 
 
 def open_dataset(
     dataset: str | None = None, data_dir: Path | str | None = None, need_train: bool = True
 ) -> ImageDataset:
-    """The dataset of that name, or the one in a folder or tar file; with neither, $BNNPP_DATA, else `digits`.
+    """Return the dataset of that name, or that in a folder or tar file; else of $BNNPP_DATA, else `digits`.
 
     Without `need_train`, a validation split alone is enough, and `train` may be empty.
     Raises InputError for an unknown name, a failed download, or a folder that is not laid out as expected.
@@ -62,7 +62,7 @@ def open_dataset(
 
 
 def check_dataset(dataset: str | None, data_dir: Path | None) -> None:
-    """Raises InputError for a name or a folder that does not exist; lists and imports nothing.
+    """Raise InputError for a name or a folder that does not exist; list and import nothing.
 
     To be called before torch is imported: `open_dataset` looks again.
     """

@@ -17,7 +17,7 @@ SAMPLE = 16  # images
 
 
 def decode(split: Split, *, skip_unreadable: bool, limit_gb: float) -> Split:
-    """The split with its pixels in memory (uint8, shared with forked workers), if `limit_gb` is enough.
+    """Return the split, its pixels in memory (uint8, shared with forked workers) if `limit_gb` is enough.
 
     A larger split is returned as it is, and an unreadable image raises when it is met; with `skip_unreadable`
     all of it is read through once first. Raises UnreadableImage, which counts and names the images; with
@@ -43,7 +43,7 @@ def decode(split: Split, *, skip_unreadable: bool, limit_gb: float) -> Split:
 
 
 def _read_all(split: Split, keep: bool) -> list[np.ndarray | UnreadableImage | None]:
-    """For each image its pixels ([H, W] or [H, W, 3]; None unless `keep`), or what is wrong with it."""
+    """Return each image's pixels ([H, W] or [H, W, 3]; None unless `keep`), or what is wrong with it."""
 
     def attempt(index: int) -> np.ndarray | UnreadableImage | None:
         try:

@@ -25,7 +25,7 @@ SEEDS = 2**32  # an image's seed is below this
 def fits_on_device(
     dataset: ImageDataset, split: Split, preprocessing: Preprocessing, augment: Augment, limit_gb: float
 ) -> bool:
-    """Whether flip and padded crop are all there is to do, to images of the input's size that have room."""
+    """Return whether flip and padded crop are all there is to do, to images of the input's size with room."""
     channels, height, width = preprocessing.input_size
     plain = augment.crop == "pad" and not (augment.color_jitter or augment.auto_augment or augment.reprob)
     room = len(split) * channels * height * width <= limit_gb * 2**30
@@ -44,14 +44,14 @@ class DeviceCache:
         )
 
     def batches(self, plan: list[list[int]], seeds: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each list of indices: images (float32 [B, C, H, W]) and targets (int64 [B])."""
+        """Yield images (float32 [B, C, H, W]) and targets (int64 [B]) for each list of indices."""
         rows, draws = (torch.tensor(each, device=self.pixels.device) for each in (plan, seeds))
         for chosen in rows:
             pixels = self.augmented(self.pixels[chosen], draws[chosen])
             yield pixels.float().div_(255).sub_(self.mean).div_(self.std), self.targets[chosen]
 
     def augmented(self, pixels: Tensor, seeds: Tensor) -> Tensor:
-        """uint8 [B, C, H, W] -> windows of that size, up to an eighth outside, some of them mirrored.
+        """Return windows of uint8 [B, C, H, W], of that size, up to an eighth outside, some mirrored.
 
         Left, top and mirroring are three digits of the image's seed [B], which is a uniform number.
         """

@@ -24,7 +24,7 @@ INK = 16  # the darkest pixel
 
 
 def open_digits(data_dir: Path | None, need_train: bool, download: bool = False) -> ImageDataset:
-    """1,437 training and 360 validation images, classes spread evenly. Raises InputError for a data_dir."""
+    """Open 1,437 training and 360 validation images, classes evenly. Raises InputError for a data_dir."""
     if data_dir is not None:
         hint = "Leave out --data-dir, or name the folder alone, without --dataset digits."
         raise InputError(

@@ -38,12 +38,12 @@ class Tree:
     load: Callable[[Any], Any]
 
     def folders(self) -> list[str]:
-        """The names of the folders at the top."""
+        """Return the names of the folders at the top."""
         return sorted({e.path.split("/")[0] for e in self.entries if e.item is None or "/" in e.path})
 
 
 def open_folder(root: Path, need_train: bool) -> ImageDataset:
-    """The dataset in a folder or tar file; classes are sorted by name.
+    """Return the dataset in a folder or tar file; classes are sorted by name.
 
     The fingerprint is over relative paths and byte sizes, so it is the same for a folder and its archive.
     Without `need_train`, val/ alone is enough. Raises InputError where the layout is not as expected.
@@ -69,7 +69,7 @@ def open_folder(root: Path, need_train: bool) -> ImageDataset:
 
 
 def check_root(root: Path) -> None:
-    """Raises InputError where there is neither a folder nor a tar file; what is in it is not looked at."""
+    """Raise InputError where there is neither a folder nor a tar file; what is in it is not looked at."""
     kind = kind_of(expanded(root))
     if kind is None:
         raise InputError("does not exist", where=str(root), hint="Check --data-dir.")
@@ -125,7 +125,7 @@ def _archive(root: Path) -> Tree:
 
 
 def _find_splits(tree: Tree, need_train: bool) -> tuple[str | None, str]:
-    """The names of the training split (None if it is absent and not needed) and of the validation split."""
+    """Return the names of the training split (None if absent and not needed) and of the validation split."""
     where, folders = str(tree.root), tree.folders()
     if not tree.entries:
         raise InputError("is empty", where=where, hint=LAYOUT)
@@ -139,7 +139,7 @@ def _find_splits(tree: Tree, need_train: bool) -> tuple[str | None, str]:
 
 
 def _images(tree: Tree, split: str) -> dict[str, list[Entry]]:
-    """The images of each class of a split, all sorted by name. Raises InputError where that fails."""
+    """Return the images of each class of a split, all sorted by name. Raises InputError where that fails."""
     where, prefix = str(tree.root / split), split + "/"
     loose: list[Entry] = []
     inner: dict[str, str] = {}  # folders inside class folders -> the first class that has such
@@ -197,7 +197,7 @@ def _fingerprint(*splits: dict[str, list[Entry]]) -> str:
 
 
 def _small_square(split: Split) -> int | None:
-    """The side of the images if a sample of them are small squares of one size, as CIFAR's are."""
+    """Return the side of the images if a sample of them are small squares of one size, as CIFAR's are."""
     sizes = set()
     for index in range(0, len(split), max(1, len(split) // 8)):
         try:
@@ -209,6 +209,6 @@ def _small_square(split: Split) -> int | None:
 
 
 def _some(names: list[str]) -> str:
-    """The first few names, and how many more there are."""
+    """Return the first few names, and how many more there are."""
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""
     return ", ".join(names[:4]) + more

@@ -46,7 +46,7 @@ class Split:
             raise UnreadableImage(f"cannot be decoded ({error})", where=name, hint=SKIP_HINT) from error
 
     def subset(self, indices: Iterable[int]) -> Split:
-        """The images at `indices`, in that order."""
+        """Return the images at `indices`, in that order."""
         indices = list(indices)
         return Split([self.items[i] for i in indices], [self.targets[i] for i in indices], self.load)
 

@@ -32,7 +32,7 @@ def open_library(
     name: str | None = None,
     native_size: int | None = None,
 ) -> ImageDataset:
-    """The splits `train` and `validation` of a dataset of timm's; `name` is our name for it, if not timm's.
+    """Return the splits `train` and `validation` of a dataset of timm's; `name` is ours, if not timm's.
 
     A set that can only be streamed (hfids, tfds) is held in memory. The fingerprint is over the name and
     the validation targets. Raises InputError where it cannot be opened or downloaded.
@@ -75,7 +75,7 @@ def _create(timm_name: str, root: Path | None, split: str, download: bool) -> An
 
 
 def _split(dataset: Any) -> tuple[Split, tuple[str, ...]]:
-    """A dataset of timm's as a split, and the names of its classes where it knows them."""
+    """Return a dataset of timm's as a split, and the names of its classes where it knows them."""
     from torch.utils.data import IterableDataset
 
     reader = getattr(dataset, "reader", None)
@@ -97,7 +97,7 @@ def _split(dataset: Any) -> tuple[Split, tuple[str, ...]]:
 
 
 def _held(dataset: Any) -> Split:
-    """A stream, read into memory. Raises RuntimeError where images are left out, as timm's readers do."""
+    """Read a stream into memory. Raises RuntimeError where images are left out, as timm's readers do."""
     samples = list(dataset)
     if len(dataset) > len(samples):
         raise RuntimeError(f"only {len(samples)} of its {len(dataset)} images can be read")

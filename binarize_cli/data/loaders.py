@@ -80,7 +80,7 @@ class Batches:
         return whole
 
     def epoch(self, epoch: int, start: int = 0, all_parts: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
-        """This rank's images (float32 [M, C, H, W]) and targets (int64 [M]), from step `start` on.
+        """Yield this rank's images (float32 [M, C, H, W]) and targets (int64 [M]), from step `start` on.
 
         A step has `accumulate` such micro-batches, of M = `micro_batch` images. Those before `start` are not
         decoded; those after it have the same bits as in the whole epoch. With `all_parts` those of all ranks
@@ -178,7 +178,7 @@ class _Decoded(Dataset):
         self.as_bytes = False  # whether batches are uint8, and normalised by whoever gets them
 
     def __getitem__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor] | UnreadableImage:
-        """An unreadable image is returned: raised in a worker it would arrive as a traceback in a string."""
+        """Return a batch, or its unreadable image: raised, that would arrive as a traceback in a string."""
         try:
             with _private_randomness():
                 pixels = torch.stack([self._pixels(index) for index in indices])
@@ -204,7 +204,7 @@ class _Decoded(Dataset):
 
 
 def _seed(seed: int) -> None:
-    """timm and torchvision draw from all three. torch.manual_seed also visits every accelerator: slow."""
+    """Seed all that timm and torchvision draw from; torch.manual_seed visits every accelerator: slow."""
     random.seed(seed)
     np.random.seed(seed)
     torch.default_generator.manual_seed(seed)
@@ -279,7 +279,7 @@ GRACE = 20  # seconds that a worker goes on after SIGTERM
 
 
 def _leave_signals_to_the_main_process(_: int) -> None:
-    """A terminal and SLURM signal every process; the main one still needs its workers for its step."""
+    """Ignore what a terminal and SLURM send to every process; the main one needs its workers for its step."""
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))

@@ -63,7 +63,7 @@ def _traced(net: nn.Module, images: torch.Tensor, dynamic: bool) -> onnx.ModelPr
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """The exporter prints its progress and logs warnings of its own versions."""
+    """Silence the exporter, which prints its progress and logs warnings of its own versions."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -139,7 +139,7 @@ def _half(array: np.ndarray) -> np.ndarray:
 
 
 def _from_int8(name: str, codes: np.ndarray, scale: np.ndarray, kept: list) -> list[onnx.NodeProto]:
-    """The nodes that make a tensor of codes and the scales of its rows."""
+    """Return the nodes that make a tensor of codes and the scales of its rows."""
     axis = next((at for at, size in enumerate(codes.shape) if size > 1), 0)
     sizes = [1] * codes.ndim
     sizes[axis] = len(scale)

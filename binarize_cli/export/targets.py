@@ -125,7 +125,7 @@ def export(file: PackedFile, target: Target, out: Path) -> Agreement:
 
 @contextmanager
 def _unfinished(out: Path) -> Iterator[Path]:
-    """A file beside `out`, of the same kind, that is gone afterwards."""
+    """Return a file beside `out`, of the same kind, that is gone afterwards."""
     trial = out.with_name(f".{os.getpid()}.{out.name}")
     try:
         yield trial

@@ -21,7 +21,7 @@ TORCHVISION_KWARGS = {"googlenet": WITHOUT_AUXILIARY, "inception_v3": WITHOUT_AU
 
 
 def build(source: str, name: str, num_classes: int, **kwargs: Any) -> nn.Module:
-    """The network `name` of `source` ("timm" or "torchvision") with random weights, in training mode.
+    """Return the network `name` of `source` ("timm" or "torchvision") with random weights, in training mode.
 
     `kwargs` are the builder's own (`img_size` of timm, `image_size` of torchvision's transformers). Nothing
     is downloaded. Raises InputError where the installed library has no such model or the model does not take
@@ -39,7 +39,7 @@ def build(source: str, name: str, num_classes: int, **kwargs: Any) -> nn.Module:
 
 
 def build_skeleton(source: str, name: str, num_classes: int, **kwargs: Any) -> nn.Module:
-    """The same network without memory for its weights (on the meta device): names and shapes alone."""
+    """Return the same network without memory for its weights (on the meta device): names and shapes alone."""
     try:
         with torch.device("meta"):
             return build(source, name, num_classes, **kwargs)
@@ -60,12 +60,12 @@ class _StorageOnMeta(TorchFunctionMode):
 
 @cache
 def torchvision_classifiers() -> frozenset[str]:
-    """The names of torchvision's classifiers: its models for segmentation and the like fetch a backbone."""
+    """Return the names of torchvision's classifiers: models of segmentation and the like fetch a backbone."""
     return frozenset(torchvision.models.list_models(module=torchvision.models))
 
 
 def check_installed(source: str, name: str) -> None:
-    """Raises InputError where the installed library has no classifier, or no pretrained tag, `name`."""
+    """Raise InputError where the installed library has no classifier, or no pretrained tag, `name`."""
     library = {"timm": timm, "torchvision": torchvision}.get(source)
     if library is None:
         raise InputError(f"no model library {source!r}", where=name, hint="There are timm and torchvision.")

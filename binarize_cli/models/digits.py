@@ -15,7 +15,7 @@ from binarize_cli.models.cifar_resnet import CifarResNet
 
 
 def embedded_weights(name: str) -> Path:
-    """Where the package keeps the weights of `name`, one of the models of this file."""
+    """Return where the package keeps the weights of `name`, one of the models of this file."""
     return Path(__file__).parent / "assets" / f"{name}.safetensors"
 
 
@@ -40,7 +40,7 @@ default_cfgs = generate_default_cfgs(
 
 @register_model
 def digits_vit(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    """4 blocks, width 64, 16 patches of 2x2 pixels: 0.2 million parameters."""
+    """Build a transformer of 4 blocks, width 64, 16 patches of 2x2 pixels: 0.2 million parameters."""
     shape: dict[str, Any] = {"patch_size": 2, "embed_dim": 64, "depth": 4, "num_heads": 4}
     pooling = {"global_pool": "avg", "class_token": False}
     return build_model_with_cfg(VisionTransformer, "digits_vit", pretrained, **(shape | pooling | kwargs))
@@ -48,5 +48,5 @@ def digits_vit(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
 
 @register_model
 def digits_resnet(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
-    """The CIFAR ResNet of 14 layers on one channel: 0.2 million parameters."""
+    """Build the CIFAR ResNet of 14 layers on one channel: 0.2 million parameters."""
     return build_model_with_cfg(CifarResNet, "digits_resnet", pretrained, blocks=2, **kwargs)

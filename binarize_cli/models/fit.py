@@ -25,7 +25,7 @@ CLASSIFIER_SPELLINGS = ("fc", "head", "classifier", "linear", "last_linear", "he
 
 
 def adapt_keys(state: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
-    """`state` under the names of `net`, where the file has old ones or calls the classifier otherwise.
+    """Put `state` under the names of `net`, where the file has old ones or calls the classifier otherwise.
 
     Auxiliary classifiers that `net` is built without are left out.
 

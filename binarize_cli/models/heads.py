@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def head_names(net: nn.Module) -> list[str]:
-    """The module names of the classifier layers: more than one for distilled models, none for a backbone.
+    """Return the module names of the classifier layers: several for distilled models, none for a backbone.
 
     timm says which they are; of a torchvision network it is the last linear layer or 1x1 convolution.
     """

@@ -33,7 +33,7 @@ REPOSITORY = r"[\w.\-]+/[\w.\-]+(@[\w.\-/]+)?"  # owner/name, perhaps @revision
 
 
 def check_reachable(name: ModelName) -> None:
-    """Raises InputError if nothing is cached and the hub of `name` does not answer; takes seconds at most.
+    """Raise InputError if nothing is cached and the hub of `name` does not answer; takes seconds at most.
 
     To be called before torch is imported. `load` looks again, for the very file.
     """
@@ -48,7 +48,7 @@ def check_reachable(name: ModelName) -> None:
 
 
 def fetch_config(name: str, repo: str) -> Path:
-    """The config.json of the Hugging Face repository `repo`, cached. Raises InputError where it has none."""
+    """Return config.json of the Hugging Face repository `repo`, cached. Raises InputError if it has none."""
     if not re.fullmatch(REPOSITORY, repo):
         hint = "For instance hf-hub:timm/resnet18.a1_in1k."
         raise InputError("not OWNER/NAME, nor OWNER/NAME@REVISION", where=name, hint=hint)
@@ -56,12 +56,12 @@ def fetch_config(name: str, repo: str) -> Path:
 
 
 def fetch_from_hf(name: str, repo: str) -> Path:
-    """The weights file of the Hugging Face repository `repo` (`owner/name`, perhaps `@revision`), cached."""
+    """Return the weights file of the Hugging Face repository `repo` (`owner/name`, or with `@revision`)."""
     return _fetch_first(name, repo, WEIGHTS)
 
 
 def _fetch_first(name: str, repo: str, files: Sequence[str]) -> Path:
-    """The first of the files that the repository has, in the cache or downloaded there."""
+    """Return the first of the files that the repository has, in the cache or downloaded there."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
@@ -85,7 +85,7 @@ def _fetch_first(name: str, repo: str, files: Sequence[str]) -> Path:
 
 
 def fetch_url(name: str, url: str) -> Path:
-    """The weights file at `url`, in the cache that torchvision and timm look into."""
+    """Return the weights file at `url`, in the cache that torchvision and timm look into."""
     from torch.hub import download_url_to_file
 
     path = torch_cache() / Path(urlsplit(url).path).name
@@ -102,7 +102,7 @@ def fetch_url(name: str, url: str) -> Path:
 
 
 def torch_cache() -> Path:
-    """The folder in which torch.hub keeps checkpoints; torch has the same rules."""
+    """Return the folder in which torch.hub keeps checkpoints; torch has the same rules."""
     caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = os.environ.get("TORCH_HOME") or f"{caches}/torch"
     return Path(home).expanduser() / "hub" / "checkpoints"
@@ -116,7 +116,7 @@ def _require_answer(name: str, url: str, cache: Path) -> None:
 
 
 def answers(url: str, patience: float = PATIENCE) -> bool:
-    """Whether the server of `url`, through a proxy if one is set, says anything in `patience` seconds."""
+    """Return whether the server of `url`, through a proxy if set, says anything in `patience` seconds."""
     answered = threading.Event()
 
     def ask() -> None:

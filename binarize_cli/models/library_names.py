@@ -14,7 +14,7 @@ from pathlib import Path
 
 @cache
 def timm_names() -> frozenset[str]:
-    """The architectures of the installed timm: what timm.list_models() says."""
+    """Return the architectures of the installed timm: what timm.list_models() says."""
     return frozenset(re.findall(r"@register_model\s+def (\w+)", _source("timm")))
 
 
@@ -42,14 +42,14 @@ def timm_renamed() -> dict[str, str]:
 
 @cache
 def torchvision_names() -> frozenset[str]:
-    """The classification models of the installed torchvision: list_models(torchvision.models)."""
+    """Return the classification models of the installed torchvision: list_models(torchvision.models)."""
     decorated = r"@register_model\([^)]*\)\s+(?:@.*(?:\n .*|\n\))*\n)*def (\w+)"
     return frozenset(re.findall(decorated, _source("torchvision")))
 
 
 @cache
 def _source(package: str) -> str:
-    """The text of all modules in `package`/models; finding a top-level package does not import it."""
+    """Return the text of all modules in `package`/models; finding a top-level package does not import it."""
     spec = importlib.util.find_spec(package)
     assert spec and spec.submodule_search_locations, f"{package} is a dependency"
     folder = Path(spec.submodule_search_locations[0]) / "models"

@@ -87,7 +87,7 @@ def load(
     img_size: int | None = None,
     new_head: bool = False,
 ) -> FloatModel:
-    """The model `name` with the weights of a file, of its library (`pretrained`), or random ones.
+    """Return the model `name` with the weights of a file, of its library (`pretrained`), or random ones.
 
     `weights` is a file, or a folder of config.json and weights. Its head says how many classes there are;
     where `num_classes` says otherwise, that is an error, unless a `new_head` (untrained) is asked for.
@@ -139,7 +139,7 @@ def load(
 
 
 def _saved_for(name: ModelName, folder: Path) -> SavedModel:
-    """The model saved in a folder. Raises InputError where it is another architecture than `name`."""
+    """Return the model saved in a folder. Raises InputError where it is another architecture than `name`."""
     saved = read_saved(folder)
     if resolve(saved.architecture).name.partition(".")[0] != name.name.partition(".")[0]:
         hint = f"Name the model as local-dir:{folder}, or as {saved.architecture}."
@@ -150,7 +150,7 @@ def _saved_for(name: ModelName, folder: Path) -> SavedModel:
 
 
 def _check_pooling(net: nn.Module, saved: SavedModel) -> None:
-    """Raises InputError where a saved model pools otherwise than its architecture, which no file records."""
+    """Raise InputError where a saved model pools otherwise than its architecture, which no file records."""
     layers = [module.pool_type for module in net.modules() if hasattr(module, "pool_type")]
     usual = getattr(net, "global_pool", None)
     usual = usual if isinstance(usual, str) else next(iter(layers), None)
@@ -162,14 +162,14 @@ def _check_pooling(net: nn.Module, saved: SavedModel) -> None:
 
 
 def _files_of(name: ModelName, saved: SavedModel) -> tuple[Path, str]:
-    """The file of weights of a saved model, and where it came from."""
+    """Return the file of weights of a saved model, and where it came from."""
     if saved.repository:
         return hub.fetch_from_hf(name.typed, saved.repository), f"Hugging Face {saved.repository}"
     return saved.weights_file(), f"folder {saved.folder.name}"
 
 
 def _own_labels(name: ModelName, saved: SavedModel | None) -> tuple[int, tuple[str, ...] | None]:
-    """How many classes the model's own weights have (0 for a backbone), and their labels if known."""
+    """Return how many classes the model's own weights have (0 for a backbone), and their labels if known."""
     if saved and saved.num_classes is not None:
         if saved.labels:
             return saved.num_classes, saved.labels
@@ -187,7 +187,7 @@ def _own_labels(name: ModelName, saved: SavedModel | None) -> tuple[int, tuple[s
 
 
 def _size_kwargs(name: ModelName, img_size: int | None) -> dict[str, Any]:
-    """The keyword by which the builder learns of the image size; a network that takes any size needs none."""
+    """Return the builder's keyword for the image size; a network that takes any size needs none."""
     if img_size is None:
         return {}
     if name.source == "torchvision":
@@ -208,7 +208,7 @@ def _embedded(name: ModelName) -> Path:
 
 
 def _from_file(name: ModelName, path: Path, rows: int, kwargs: dict[str, Any]) -> nn.Module:
-    """The network with the weights in `path`, and with as many classes as the file's head has rows."""
+    """Return the network with the weights in `path`, and with as many classes as the file's head has rows."""
     net = build(name.source, name.name, rows, **kwargs)
     state = adapt_keys(read_weights(path), net)
     heads = [state[key] for head in head_names(net) if (key := f"{head}.weight") in state]
@@ -221,7 +221,7 @@ def _from_file(name: ModelName, path: Path, rows: int, kwargs: dict[str, Any]) -
 
 
 def _from_timm(name: ModelName, rows: int, kwargs: dict[str, Any]) -> tuple[nn.Module, Path, str]:
-    """The network with timm's own weights, the file they lie in, and where that came from."""
+    """Return the network with timm's own weights, the file they lie in, and where that came from."""
     config = timm.models.get_pretrained_cfg(name.name)
     assert config, "timm describes all of its models"
     if config.hf_hub_id:
@@ -248,7 +248,7 @@ def _from_torchvision(name: ModelName, kwargs: dict[str, Any]) -> tuple[nn.Modul
 
 @contextmanager
 def _faults_of(file: Path, name: ModelName) -> Iterator[None]:
-    """Where the library chokes on a file of the cache, say which file that is."""
+    """Say which file of the cache it is that the library chokes on."""
     try:
         yield
     except (RuntimeError, ValueError, TypeError, OSError, pickle.UnpicklingError, SafetensorError) as error:
@@ -257,7 +257,7 @@ def _faults_of(file: Path, name: ModelName) -> Iterator[None]:
 
 
 def _set_head(net: nn.Module, name: ModelName, num_classes: int | None, new_head: bool) -> int:
-    """How many rows the head has, after giving it `num_classes` untrained ones where they differ.
+    """Return how many rows the head has, after giving it `num_classes` untrained ones where they differ.
 
     Raises InputError where that would drop a trained head without `new_head`.
     """
@@ -291,7 +291,7 @@ def _preprocessing(
 
 
 def _as_saved(found: Preprocessing, saved: SavedModel) -> Preprocessing:
-    """What config.json says of it. Raises InputError where that makes no sense."""
+    """Return what config.json says of it. Raises InputError where that makes no sense."""
     said = dict(saved.preprocessing)
     size = said.pop("input_size", list(found.input_size))
     mode = said.pop("crop_mode", found.crop_mode)

@@ -79,7 +79,7 @@ class ModelName:
 
 
 def resolve(text: str) -> ModelName:
-    """The model that `text` names: an exact timm name or tag, an alias, `torchvision/NAME`, or one of ours.
+    """Return the model that `text` names: a timm name or tag, an alias, `torchvision/NAME`, or one of ours.
 
     `hf-hub:OWNER/NAME[@REVISION]` and `local-dir:FOLDER` name what timm saved there; only a repository that
     is not in the cache is asked for over the network. A name that timm has renamed resolves to the current

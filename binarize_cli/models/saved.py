@@ -35,7 +35,7 @@ class SavedModel:
     """`owner/name`, perhaps `@revision`, where the folder is Hugging Face's cache of that."""
 
     def weights_file(self) -> Path:
-        """The file of weights in the folder. Raises InputError where there is none."""
+        """Return the file of weights in the folder. Raises InputError where there is none."""
         for name in WEIGHTS:
             if kind_of(self.folder / name) == "file":
                 return self.folder / name

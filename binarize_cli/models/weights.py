@@ -96,7 +96,7 @@ def _unwrap(content: object, where: str) -> dict[str, Tensor]:
 
 
 def _check_tensors(state: dict[str, Tensor], where: str) -> None:
-    """Raises InputError, naming them, for tensors that have no values, or values that are no numbers."""
+    """Raise InputError, naming them, for tensors that have no values, or values that are no numbers."""
     faults: dict[str, list[str]] = {}
     for key, tensor in state.items():
         if fault := _fault_of(tensor):

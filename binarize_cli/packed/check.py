@@ -71,7 +71,7 @@ def claims(row: Row, document: Document) -> Iterator[tuple[str, tuple[str, Shape
 
 
 def _faults_of_int8(tensors: Mapping[str, np.ndarray]) -> list[str]:
-    """int8 tensors have a scale a row, and only they; -128 is no code."""
+    """Check int8 tensors: they have a scale a row, and only they; -128 is no code."""
     faults = []
     for name, tensor in tensors.items():
         if tensor.dtype == np.int8:
@@ -102,5 +102,5 @@ def _fault(tensor: np.ndarray | None, kind: str, shape: Shape) -> str | None:
 
 
 def _stray_bits(bits: np.ndarray, weights: int) -> bool:
-    """Whether a bit behind the `weights` of a channel is set."""
+    """Return whether a bit behind the `weights` of a channel is set."""
     return bool(weights % 8) and bool((bits[:, -1] >> (weights % 8)).any())

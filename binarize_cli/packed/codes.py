@@ -28,7 +28,7 @@ OTHERS = {
 
 
 def is_row(layer: Mapping[str, Any]) -> bool:
-    """Whether the file lists that row of the run's table; of all others the tensors say what they are."""
+    """Return whether the file lists that row of the run's table; the tensors say what all others are."""
     return layer["kind"] == "linear" or layer["kind"].startswith("matmul ") or "conv " in layer["kind"]
 
 

@@ -108,7 +108,7 @@ def _layer(row: Row, tensors: list[str], file: PackedFile) -> dict[str, Any]:
 
 
 def _other(name: str, tensors: list[str], file: PackedFile) -> dict[str, Any]:
-    """What has tensors but is no layer that could be binary: its tensors say what it is."""
+    """Return what has tensors but is no layer that could be binary: its tensors say what it is."""
     leaves = [tensor.rpartition(".")[2] for tensor in tensors]
     lone = "parameter" if tensors == [name] else "norm"
     kind, why = next((OTHERS[leaf] for leaf in leaves if leaf in OTHERS), (lone, OTHER))

@@ -74,7 +74,7 @@ def document_of_caller(
 
 
 def _inputs(recipe: Recipe) -> dict[str, Any]:
-    """What of the recipe the arithmetic of binary inputs depends on."""
+    """Return what of the recipe the arithmetic of binary inputs depends on."""
     made = recipe.activation
     return {
         "threshold": made.threshold,

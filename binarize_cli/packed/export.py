@@ -42,7 +42,7 @@ def packed_tensors(net: nn.Module, float_dtype: str = "float16") -> dict[str, np
 
 
 def narrowest(tensor: torch.Tensor) -> np.ndarray:
-    """float16 where that is the same numbers (rounding was `round_floats`'s work), else as it is."""
+    """Return float16 where that is the same numbers (`round_floats` rounded), else the tensor as it is."""
     tensor = tensor.detach().cpu().contiguous()
     if tensor.is_floating_point() and torch.equal(tensor.half().float(), tensor.float()):
         tensor = tensor.half()

@@ -129,7 +129,7 @@ def read(path: Path) -> PackedFile:
 
 
 def _tree(where: str, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """The document as plain JSON, of a format that is known here."""
+    """Return the document as plain JSON, of a format that is known here."""
     if KEY not in metadata:
         hint = "'bnnpp binarize MODEL --weights FILE' takes float weights and makes a packed file."
         raise InputError("safetensors, but not a packed file of bnnpp", where=where, hint=hint)
@@ -165,7 +165,7 @@ def parse(text: str, where: str) -> Any:
 
 
 def _depth(text: str) -> int:
-    """How deep brackets are nested in JSON text, found without parsing it."""
+    """Return how deep brackets are nested in JSON text, found without parsing it."""
     depth = deepest = 0
     for match in re.finditer(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', text, re.DOTALL):
         sign = match[0]
@@ -208,6 +208,6 @@ def validated(tree: Mapping[str, Any], where: str) -> Document:
 
 
 def _some(faults: list[str]) -> str:
-    """The first few faults, in one line."""
+    """Return the first few faults, in one line."""
     more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
     return printable("; ".join(faults[:3]))[:1000] + more

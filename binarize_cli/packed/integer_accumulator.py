@@ -20,19 +20,19 @@ class IntegerAccumulator(nn.Module):
         self.rule = rule
 
     def linear(self, values: Tensor, weights: Tensor) -> Tensor:
-        """[..., K] of +-1 by [out, K] -> [..., out]."""
+        """Multiply [..., K] of +-1 by [out, K]: [..., out]."""
         rows = values.flatten(0, -2).to(torch.int8)
         return self._matmul(rows, weights.to(torch.int8)).view(*values.shape[:-1], len(weights)).float()
 
     def conv(self, images: Tensor, weights: Tensor, window: Window) -> Tensor:
-        """[N, C, H, W] of +-1, and 0 around, by [out, C / groups, kh, kw] -> [N, out, H', W']."""
+        """Convolve [N, C, H, W] of +-1, and 0 around, with [out, C / groups, kh, kw]: [N, out, H', W']."""
         signs, kernels = images.to(torch.int8), weights.to(torch.int8)
         each = kernels[0, 0].numel() * signs[0].numel()
         parts = [self._conv(some, kernels, window) for some in signs.split(max(1, CHUNK // each))]
         return joined(parts).float()
 
     def matmul(self, left: Tensor, right: Tensor) -> Tensor:
-        """[..., L, K] of +-1 by [..., M, K], row by row -> [..., L, M]."""
+        """Multiply [..., L, K] of +-1 by [..., M, K], row by row: [..., L, M]."""
         rows, columns = (side.to(torch.int8).flatten(0, -3) for side in (left, right))
         if rows.device.type == "cpu":
             sums = torch.stack([self._matmul(a, b) for a, b in zip(rows, columns, strict=True)])
@@ -41,7 +41,7 @@ class IntegerAccumulator(nn.Module):
         return sums.view(*left.shape[:-1], right.shape[-2]).float()
 
     def _conv(self, signs: Tensor, kernels: Tensor, window: Window) -> Tensor:
-        """[n, C, H, W] by [out, C / groups, kh, kw] -> int32 [n, out, H', W'], as products of matrices."""
+        """Convolve [n, C, H, W] with [out, C / groups, kh, kw] by matrix products: int32 [n, out, H', W']."""
         done = []
         for x, w in zip(signs.chunk(window.groups, 1), kernels.chunk(window.groups), strict=True):
             seen = patches(x, window.kernel, window.stride, window.dilation)
@@ -52,19 +52,19 @@ class IntegerAccumulator(nn.Module):
         return joined(done, 3).permute(0, 3, 1, 2)
 
     def _matmul(self, rows: Tensor, weights: Tensor) -> Tensor:
-        """int8 [..., R, K] by [..., out, K] -> int32 [..., R, out]."""
+        """Multiply int8 [..., R, K] by [..., out, K]: int32 [..., R, out]."""
         if self.rule is None:
             return int8_matmul(rows, weights)
         return matmul_in_tiles(rows, weights, self.rule, int8_matmul)[0]
 
 
 def by_channel(rows: Tensor, channels: int) -> Tensor:
-    """[R, kh * kw * C] -> [R, C * kh * kw]: the order of format 1."""
+    """Reorder [R, kh * kw * C] to [R, C * kh * kw]: the order of format 1."""
     return rows.unflatten(1, (-1, channels)).mT.flatten(1)
 
 
 def int8_matmul(rows: Tensor, weights: Tensor) -> Tensor:
-    """int8 [..., R, K] by [..., out, K] -> int32 [..., R, out].
+    """Multiply int8 [..., R, K] by [..., out, K]: int32 [..., R, out].
 
     By int8 instructions on a CPU, where it takes matrices alone; elsewhere by float32, which is exact.
     """

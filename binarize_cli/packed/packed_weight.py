@@ -29,7 +29,7 @@ class PackedWeight(nn.Module):
         self._kept: dict[str, Tensor] = {}
 
     def signs_and_scale(self) -> tuple[Tensor, Tensor]:
-        """The signs in float32, shaped as the weights, and the scale [out]."""
+        """Return the signs in float32, shaped as the weights, and the scale [out]."""
         return self._keep("signs", self._signs), self.scale
 
     def forward(self) -> Tensor:  # [out, ...]

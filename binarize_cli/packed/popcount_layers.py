@@ -71,7 +71,7 @@ class Made:
 
 
 def _identity(tensor: Tensor | None) -> tuple | None:
-    """The tensor's place, and how often it was written to; inference tensors do not count that."""
+    """Return the tensor's place, and how often it was written to; inference tensors do not count that."""
     if tensor is None:
         return None
     return tensor.data_ptr(), None if tensor.is_inference() else tensor._version
@@ -160,7 +160,7 @@ class PopcountConv2d(BinaryConv2d):
         return limits, kernels.PopcountConv(window, self.source.matrix, scale, bias, rule, after)
 
     def _window(self, margins: tuple[int, int, int, int]) -> kernels.Window:
-        """The window, in whose order products are added: exact sums do not depend on it, int8 sums do."""
+        """Return the window, in whose order products are added: int8 sums depend on it, exact ones do not."""
         order = "pixel" if self.accumulator.rule is None else self.accumulator.rule.tiles
         kernel, stride, dilation = map(_pair, (self.kernel_size, self.stride, self.dilation))
         return kernels.Window(
@@ -189,7 +189,7 @@ POPCOUNT_LAYERS: dict[type[nn.Module], Any] = {BinaryLinear: PopcountLinear, Bin
 
 
 def tensors_of(layer: Any) -> list[Tensor | None]:
-    """The tensors that a layer's kernels are made of."""
+    """Return the tensors that a layer's kernels are made of."""
     parts = layer._modules  # each name of a module is looked up slowly, but not those of its dictionaries
     weights, signs = parts["source"]._buffers, parts["input"]._buffers
     scales = weights["scale"], signs["threshold"], signs["scale"]

@@ -99,19 +99,19 @@ def _fitting(file: PackedFile) -> Iterator[None]:
 
 
 def _floats(name: str, tensors: dict[str, Tensor]) -> Tensor:
-    """The tensor of that name, as floats where it is int8 codes."""
+    """Return the tensor of that name, as floats where it is int8 codes."""
     scale = tensors.get(name + ROW_SCALE)
     return tensors[name] if scale is None else from_int8(tensors[name], scale)
 
 
 def _architecture(document: Document, how: Callable[..., nn.Module]) -> nn.Module:
-    """The network with its layers still float, built by `build` or `build_skeleton`."""
+    """Return the network with its layers still float, built by `build` or `build_skeleton`."""
     model = document.model
     return _rewritten(how(model.source, model.name, model.num_classes, **model.builder_kwargs), document)
 
 
 def _rewritten(net: nn.Module, document: Document) -> nn.Module:
-    """The network rewritten as the run rewrote it, its layers still float."""
+    """Return the network rewritten as the run rewrote it, its layers still float."""
     made = document.inputs
     if made is None:
         return rewrite_architecture(net, "bw", "keep", "float")
@@ -119,7 +119,7 @@ def _rewritten(net: nn.Module, document: Document) -> nn.Module:
 
 
 def _faults(net: nn.Module, document: Document, tensors: dict[str, np.ndarray]) -> Iterator[str]:
-    """What of the file is not so in the model, or the other way round; `net` has no memory."""
+    """Return what of the file is not so in the model, or the other way round; `net` has no memory."""
     modules = dict(net.named_modules())
     names: dict[nn.Module, list[str]] = {}  # a layer that the model holds twice has two names in a state dict
     for name, module in net.named_modules(remove_duplicate=False):

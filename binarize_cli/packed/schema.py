@@ -38,7 +38,7 @@ def _depth(value: Any) -> int:
 
 
 def _small(tree: dict) -> dict:
-    """A mapping of JSON values that is no deeper than a recipe, with sections where a recipe has them."""
+    """Return a mapping of JSON values, no deeper than a recipe, with sections where a recipe has them."""
     for key, usual in RECIPE_DEFAULTS.items():
         if isinstance(usual, dict) and not isinstance(tree.get(key, {}), dict):
             raise ValueError(f"{key} is not a section")

@@ -53,12 +53,12 @@ def upgrade(
 
 
 def _row(layer: dict[str, Any]) -> dict[str, Any]:
-    """A row of the table, with names and keys as they are now."""
+    """Return a row of the table, with names and keys as they are now."""
     macs = layer["products"] if "products" in layer else layer["macs"]
     kind = OLD_KINDS.get(layer["kind"], layer["kind"])
     return layer | {"name": _renamed(layer["name"]), "kind": kind, "macs": macs}
 
 
 def _renamed(name: str) -> str:
-    """The name of a module or tensor, now that attention calls its products matmuls."""
+    """Return the name of a module or tensor, now that attention calls its products matmuls."""
     return re.sub(r"\bproducts\.(scores|mix)\b", lambda old: OLD_MATMULS[old[0]], name)

@@ -53,7 +53,7 @@ def size_sentence(sizes: Mapping[str, int], float32_bytes: int, ratio: float, bi
 
 
 def bound_sentence(smaller_than: Mapping[str, float], bound: int, over: float) -> str:
-    """How small the file is beside other types, and beside the least its tensors could take."""
+    """Return how small the file is beside other types, and beside the least its tensors could take."""
     times = ", ".join(f"{ratio:.1f} than {name}" for name, ratio in smaller_than.items())
     return (
         f"Times smaller: {times}. One bit a binary weight and the rest as it is would be {size(bound)}: "

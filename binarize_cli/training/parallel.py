@@ -145,7 +145,7 @@ def mean_over_ranks(numbers: Sequence[Tensor]) -> Tensor:
 
 
 def synchronise(net: nn.Module, device: torch.device) -> nn.Module:
-    """In training BatchNorm normalises by the batch of all ranks. One rank: the network as it is."""
+    """Make BatchNorm normalise by the batch of all ranks in training; leave the network of one rank alone."""
     if ranks.world() == 1:
         return net
     if device.type == "cuda":

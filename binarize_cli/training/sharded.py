@@ -60,7 +60,7 @@ class Sharded:
 
     @contextmanager
     def exchange(self, now: bool) -> Iterator[None]:
-        """In this context a backward pass hands gradients to the ranks whose they are, `now` or later."""
+        """Hand gradients of backward passes in this context to the ranks whose they are, `now` or later."""
         cast(FSDPModule, self.net).set_requires_gradient_sync(now)
         yield
 

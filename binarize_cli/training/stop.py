@@ -73,7 +73,7 @@ class StopRequest:
             self.training = before
 
     def leaving(self) -> None:
-        """From now on signals are ignored: the process ends by itself, with its own exit code."""
+        """Ignore signals from now on: the process ends by itself, with its own exit code."""
         self._before = dict.fromkeys(SIGNALS, signal.SIG_IGN)
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
@@ -92,7 +92,7 @@ class StopRequest:
 
 
 def _launched() -> bool:
-    """Whether a launcher may pass a signal on that came here already: torchrun does, and so may SLURM."""
+    """Return whether a launcher may pass on a signal that came here already, as torchrun and SLURM do."""
     return "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_JOB_ID" in os.environ
 
 

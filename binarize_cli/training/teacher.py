@@ -34,7 +34,7 @@ class LogitCache:
         self.seen: tuple[int, list[Tensor]] = (-1, [])  # an epoch under way, and its logits so far
 
     def find(self, step: int, device: torch.device) -> Tensor | None:
-        """The logits of a step, counted over all epochs, if that epoch has been kept."""
+        """Return the logits of a step, counted over all epochs, if that epoch has been kept."""
         epoch, batch = divmod(step, self.batches)
         if epoch != self.read[0]:
             self.read = (epoch, self._load(epoch, device))
@@ -54,7 +54,7 @@ class LogitCache:
             state.save(self._path(epoch), {"logits": self.seen[1]})
 
     def _load(self, epoch: int, device: torch.device) -> list[Tensor]:
-        """The logits of an epoch; none where they are not kept, or damaged: then they are computed again."""
+        """Return the logits of an epoch; none if they are not kept, or damaged, to compute them again."""
         path = self._path(epoch)
         try:
             return state.load(path, device)["logits"] if path.exists() else []
@@ -108,7 +108,7 @@ class BlockOutputs:
 
 
 def block_names(net: nn.Module) -> list[str]:
-    """The blocks of a network: the outermost modules of several layers that stand in a row of their like."""
+    """Return the blocks of a network: the outermost modules of several layers, in a row of their like."""
     found: list[str] = []
     for name, row in net.named_modules():
         inside = any(name.startswith(f"{block}.") for block in found)

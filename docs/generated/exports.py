@@ -58,7 +58,7 @@ def _export(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _held(row: Mapping[str, Any] | None, reasons: list[str]) -> str:
-    """A cell: the largest difference and how many classes are the same; or the number of a reason."""
+    """Return a cell: the largest difference and how many classes are the same; or the number of a reason."""
     if row is None:
         return "-"
     if "agreement" in row:

@@ -59,7 +59,7 @@ def _network(row: Mapping[str, Any]) -> str:
 
 
 def _limit(row: Mapping[str, Any]) -> str:
-    """The ratio to float if nothing but what stays float took time (Amdahl's law); not of bw, all float."""
+    """Return the ratio to float if only what stays float took time (Amdahl's law); not of bw, all float."""
     if row["task"] == "bw":
         return ""
     stays = row["of_packed"]["float layers"] + row["of_packed"]["float attention"]
@@ -67,7 +67,7 @@ def _limit(row: Mapping[str, Any]) -> str:
 
 
 def _speed(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """The row of a packed file; with inputs of 8 bits where it has them, which are faster then."""
+    """Return the row of a packed file; with inputs of 8 bits where it has them, which are faster then."""
     kind = "int8" if "int8" in row else "packed"
     task = f"{row['task']}, inputs int8" if kind == "int8" else row["task"]
     speeds = (row["float"], row.get("onnxruntime"), row[kind])

@@ -29,7 +29,7 @@ def training() -> str:
 
 
 def _step(row: Mapping[str, Any], task: str, ratio: Mapping[str, float | None]) -> tuple[str, ...]:
-    """The row of a task: milliseconds a step, and what it takes in multiples of the float model's."""
+    """Return the row of a task: milliseconds a step, and what it takes in multiples of the float model's."""
     times = (f"{row[kind]['step']:.0f}" for kind in ("float", task))
     shares = ("-" if each is None else f"{each:.2f}" for each in (ratio["time"], ratio["memory"]))
     threads = row["machine"].rpartition(", ")[2].split()[0]

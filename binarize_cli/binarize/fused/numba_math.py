@@ -42,7 +42,7 @@ def at_most(x, high):
 
 @kernel
 def copysign(magnitude, x):
-    """|magnitude| with the sign of x; the formulas add 0 to x, so that there is no -0."""
+    """Return |magnitude| with the sign of x; the formulas add 0 to x, so that there is no -0."""
     return -abs(magnitude) if x < f32(0) else abs(magnitude)
 
 
@@ -77,7 +77,7 @@ def sigmoid(x):
 
 @kernel
 def exp(x):
-    """2^k e^r with |r| <= ln 2 / 2, e^r by its polynomial of Cephes: two units in the last place off."""
+    """Compute 2^k e^r, |r| <= ln 2 / 2, e^r by its polynomial of Cephes: two units in the last place off."""
     x = at_most(at_least(x, f32(-87.0)), f32(88.0))
     k = np.floor(x * f32(1.44269504088896341) + f32(0.5))
     r = x - k * f32(0.693359375) - k * f32(-2.12194440e-4)

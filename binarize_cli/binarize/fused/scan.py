@@ -41,7 +41,7 @@ def conv_scanned(
 
 
 def patches(images: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
-    """[N, C, H, W] -> [N, H', W', kh * kw * C]: what an output pixel sees.
+    """Return what each output pixel sees: [N, C, H, W] -> [N, H', W', kh * kw * C].
 
     Channels last, so that they are copied in runs: 20 times faster than one number at a time.
     """

@@ -25,7 +25,7 @@ def tanh(x):
 
 @triton.jit
 def copysign(magnitude, x):
-    """|magnitude| with the sign of x; the formulas add 0 to x, so that there is no -0."""
+    """Return |magnitude| with the sign of x; the formulas add 0 to x, so that there is no -0."""
     return tl.where(x < 0, -tl.abs(magnitude), tl.abs(magnitude))
 
 

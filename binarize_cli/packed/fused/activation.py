@@ -42,5 +42,5 @@ def limits_after(
 
 
 def _at(y: Tensor, rows: Tensor) -> Tensor:
-    """The entry of each column in the row given for it."""
+    """Return the entry of each column in the row given for it."""
     return y.gather(0, rows.clamp(0, len(y) - 1).unsqueeze(0)).squeeze(0)

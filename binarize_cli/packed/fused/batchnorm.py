@@ -24,6 +24,6 @@ def factor_and_shift(norm: torch.nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 
 def tensors_of_norm(norm: torch.nn.BatchNorm2d) -> list[Tensor | None]:
-    """The tensors that the two are made of."""
+    """Return the tensors that the two are made of."""
     own, statistics = norm._parameters, norm._buffers  # faster than by the module's names
     return [own["weight"], own["bias"], statistics["running_mean"], statistics["running_var"]]

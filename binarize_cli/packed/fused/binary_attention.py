@@ -64,7 +64,7 @@ def _takes(qkv: Tensor) -> bool:
 
 
 def _threshold(signs: SignInput, heads: int, depth: int) -> Tensor:
-    """[heads, depth]."""
+    """Return the thresholds: [heads, depth]."""
     return torch.zeros(heads, depth) if signs.threshold is None else signs.threshold.view(heads, depth)
 
 

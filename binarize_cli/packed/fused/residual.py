@@ -36,7 +36,7 @@ class FusedBiRealBlock(BiRealBlock):
         return self.conv1.takes(x) and unobserved(x, (*convs, *norms, *acts))
 
     def _convolve(self, name: str, x: Tensor, *addends: Tensor) -> Tensor:
-        """act(norm(conv(x)) + gain * past + more), of the layers with that name."""
+        """Compute act(norm(conv(x)) + gain * past + more), of the layers with that name."""
         inside: dict[str, Any] = self._modules
         conv, norm, act = inside[f"conv{name}"], inside[f"bn{name}"], inside[f"act{name}"]
         gain = self._parameters[f"gain{name}"]

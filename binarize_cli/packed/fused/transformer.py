@@ -44,7 +44,7 @@ class FusedEncoderBlock(EncoderBlock):
 
 
 def _attended(attention: Any, x: Tensor, past: Tensor) -> Tensor:
-    """attention(x) + past."""
+    """Compute attention(x) + past."""
     last: Any
     mixed: Tensor | None
     if type(attention) is LinearProjAttention:
@@ -77,7 +77,7 @@ def _identity(*modules: nn.Module) -> bool:
 
 
 def _mixed(qkv: Tensor, heads: int, q_norm: Any = None, k_norm: Any = None) -> Tensor:
-    """[N, L, 3 C] -> [N, L, C], by float attention, as both libraries compute it."""
+    """Mix [N, L, 3 C] to [N, L, C] by float attention, as both libraries compute it."""
     n, length, width = qkv.shape
     q, k, v = qkv.view(n, length, 3, heads, width // (3 * heads)).permute(2, 0, 3, 1, 4).unbind(0)
     q, k = (norm(x) if norm else x for norm, x in ((q_norm, q), (k_norm, k)))
@@ -85,7 +85,7 @@ def _mixed(qkv: Tensor, heads: int, q_norm: Any = None, k_norm: Any = None) -> T
 
 
 def _transformed(made: dict[str, Made], mlp: nn.Module, x: Tensor, past: Tensor) -> Tensor:
-    """mlp(x) + past."""
+    """Compute mlp(x) + past."""
     layers = layers_of(mlp)
     y = perceptron(made.setdefault("mlp", Made()), layers, x, past) if layers else None
     return past + mlp(x) if y is None else y

@@ -31,7 +31,7 @@ def kernel_numbers(rule: Int8 | None) -> tuple[int, int, int, int]:
 
 
 def factor(rule: Int8 | None) -> int:
-    """What a sum is multiplied with in the end, to make up for the shift."""
+    """Return what a sum is multiplied with in the end, to make up for the shift."""
     return 1 if rule is None else 2**rule.shift
 
 
@@ -47,6 +47,6 @@ def count_table(valid: Tensor, rule: Int8 | None) -> Tensor:
 
 
 def tile_sizes(length: int) -> Tensor:
-    """int64 [1, tiles]: how many products each tile has; the last may have fewer than 64."""
+    """Return how many products each tile has, int64 [1, tiles]; the last may have fewer than 64."""
     starts = torch.arange(0, length, TILE)
     return (length - starts).clamp_max(TILE).unsqueeze(0)

@@ -125,7 +125,7 @@ def unpack_kernels(matrix: PackedMatrix, window: Window) -> np.ndarray:
 
 
 def _of_group(table: Tensor, group: int, each: int) -> Tensor:
-    """[rows, outputs padded] -> [rows, outputs of a group padded]."""
+    """Take [rows, outputs of a group padded] of [rows, outputs padded]."""
     return fill_outputs(table[:, group * each : (group + 1) * each], padded(each))
 
 

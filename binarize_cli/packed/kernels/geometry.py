@@ -59,23 +59,23 @@ class Window:
         return single or (self.depth % WORD == 0 and self.order == "pixel")
 
     def padded_size(self, height: int, width: int) -> Pair:
-        """The image's size with its margins."""
+        """Return the image's size with its margins."""
         left, right, top, bottom = self.margins
         return height + top + bottom, width + left + right
 
     def output_size(self, height: int, width: int) -> Pair:
-        """The size of what comes out."""
+        """Return the size of what comes out."""
         sizes = zip(self.padded_size(height, width), self.kernel, self.stride, self.dilation, strict=True)
         high, wide = ((size - d * (k - 1) - 1) // s + 1 for size, k, s, d in sizes)
         return high, wide
 
     def taps_in_order(self, by_tap: np.ndarray) -> np.ndarray:
-        """[..., rows, columns, channels] -> [..., products], in the order of the sums."""
+        """Flatten [..., rows, columns, channels] to [..., products], in the order of the sums."""
         moved = by_tap if self.order == "pixel" else np.moveaxis(by_tap, -1, -3)
         return moved.reshape(*by_tap.shape[:-3], -1)
 
     def by_tap(self, products: np.ndarray) -> np.ndarray:
-        """[..., products] -> [..., rows, columns, channels]: `taps_in_order` undone."""
+        """Undo `taps_in_order`: [..., products] -> [..., rows, columns, channels]."""
         before = products.shape[:-1]
         if self.order == "pixel":
             return products.reshape(*before, *self.kernel, self.depth)
@@ -158,19 +158,19 @@ def _masks(window: Window, rows: np.ndarray, columns: np.ndarray) -> tuple[np.nd
 
 
 def _tap_offsets(window: Window, width: int) -> np.ndarray:
-    """[kh, kw]: words from the first tap of a window to each."""
+    """Return how many words lie between the first tap of a window and each: [kh, kw]."""
     (kh, kw), (dy, dx) = window.kernel, window.dilation
     return (np.arange(kh)[:, None] * dy * width + np.arange(kw) * dx) * window.pixel_words
 
 
 def _steps(window: Window, width: int) -> np.ndarray:
-    """[words]: where a window's words lie, if they are tiles as they are."""
+    """Return where a window's words lie, if they are tiles as they are: [words]."""
     per_tap = np.arange(words_of(window.depth))
     return (_tap_offsets(window, width)[..., None] + per_tap).ravel()
 
 
 def _pieces(window: Window, width: int) -> np.ndarray:
-    """[pieces, 5]: (word of the image, shift to the right, mask, shift to the left, word of the window).
+    """Return [pieces, 5]: (word of the image, shift right, mask, shift left, word of the window).
 
     Whole words of a tap at a time in the order of pixels; bit by bit in that of channels.
     """

@@ -29,7 +29,7 @@ class Int8Linear:
 
     @timed("binary products")
     def __call__(self, x: Tensor) -> Tensor:
-        """float32 [..., in] -> [..., out]."""
+        """Multiply float32 [..., in] with the weights: [..., out]."""
         rows, steps = quantize(x.flatten(0, -2))
         sums = torch._int_mm(rows, expand_signs(self.bits, self.inputs).T)
         out = torch.empty(sums.shape)
@@ -39,7 +39,7 @@ class Int8Linear:
 
 
 def quantize(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """float32 [rows, K] -> (int8 [rows, K], step [rows]); a row is about int8 * step. Flatten images."""
+    """Round float32 [rows, K] to (int8 [rows, K], step [rows]): a row is about int8 * step."""
     rows = rows.contiguous()
     numbers, steps = torch.empty(rows.shape, dtype=torch.int8), torch.empty(len(rows))
     arguments = rows.numpy(), numbers.numpy(), steps.numpy()
@@ -48,7 +48,7 @@ def quantize(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def expand_signs(bits: Tensor, length: int) -> Tensor:
-    """uint8 [rows, ceil(length / 8)] -> +-1, int8 [rows, length]."""
+    """Expand uint8 [rows, ceil(length / 8)] to +-1, int8 [rows, length]."""
     signs = torch.empty(len(bits), length, dtype=torch.int8)
     arguments = bits.numpy(), signs.numpy()
     in_parts(lambda first, last: bits_to_signs(*arguments, first, last), len(bits), signs.numel())
@@ -90,7 +90,7 @@ def bits_to_signs(bits, signs, first, last):
 
 @kernel
 def rescale(sums, steps, scale, bias, out, first, last):
-    """out = sums * (step of the row) * (scale of the output) + bias, for rows first ... last - 1."""
+    """Compute out = sums * (step of the row) * (scale of the output) + bias, of rows first ... last - 1."""
     for r in range(first, last):
         step = steps[r]
         for n in range(out.shape[1]):

@@ -43,7 +43,7 @@ class PopcountLinear:
 
     @timed("binary products")
     def __call__(self, bits: Tensor, past: Tensor | None = None) -> Tensor:
-        """int64 [rows, words] -> float32 [rows, out], plus `past`; or its signs, int64 [rows, words]."""
+        """Multiply int64 [rows, words]: float32 [rows, out], plus `past`; or their signs, as int64."""
         m, rows = self.matrix, len(bits)
         ending = "signs" if self.packs else ("plain" if past is None else "add")
         if self.packs:

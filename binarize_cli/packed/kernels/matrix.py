@@ -41,7 +41,7 @@ def words_of(length: int) -> int:
 
 
 def padded(outputs: int) -> int:
-    """The number of outputs, rounded up to whole vectors."""
+    """Return the number of outputs, rounded up to whole vectors."""
     return -(-outputs // VECTOR) * VECTOR
 
 
@@ -69,7 +69,7 @@ def signs_of(matrix: PackedMatrix) -> np.ndarray:
 
 
 def _in_blocks(rows: np.ndarray) -> np.ndarray:
-    """[outputs, words] -> flat, block after block, word after word, output after output."""
+    """Flatten [outputs, words]: block after block, word after word, output after output."""
     return np.concatenate([rows[at : at + width].T.ravel() for at, width in _block_sizes(len(rows))])
 
 

@@ -31,7 +31,7 @@ class Limits:
 
     @classmethod
     def of_threshold(cls, threshold: Tensor) -> Limits:
-        """x - t >= 0, which is x >= t to the bit: float32 subtraction never rounds a difference to 0."""
+        """Return x - t >= 0: that is x >= t to the bit, since float32 never rounds a difference to 0."""
         high = threshold.detach().float().contiguous()
         return cls(high, torch.full_like(high, math.nan))
 

@@ -70,7 +70,7 @@ def sortable(bits):
 
 @part
 def exp(x):
-    """e^x for x <= 0 to a unit in the last place: 2^n by its bits, the rest by Cephes' polynomial."""
+    """Compute e^x for x <= 0 to a unit in the last place: 2^n by its bits, the rest by Cephes' polynomial."""
     x = max(x, np.float32(-87.0))
     n = np.floor(x * np.float32(1.44269504088896341) + np.float32(0.5))
     x = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)

@@ -68,7 +68,7 @@ def store_byte(typing, address, byte):
 
 @Intrinsic
 def as_int32(typing, number):
-    """The bits of a float32."""
+    """Return the bits of a float32."""
 
     def generate(context, builder, signature, arguments):
         return builder.bitcast(arguments[0], ir.IntType(32))
@@ -78,7 +78,7 @@ def as_int32(typing, number):
 
 @Intrinsic
 def as_float32(typing, bits):
-    """The float32 with those 32 bits."""
+    """Return the float32 with those 32 bits."""
 
     def generate(context, builder, signature, arguments):
         return builder.bitcast(arguments[0], ir.FloatType())
@@ -88,7 +88,7 @@ def as_float32(typing, bits):
 
 @Intrinsic
 def load_float32(typing, address):
-    """The float32 at an address."""
+    """Return the float32 at an address."""
 
     def generate(context, builder, signature, arguments):
         return _load(builder, arguments[0], ir.FloatType(), 4)
@@ -219,18 +219,18 @@ def _load(builder, address, kind, align: int):
 
 
 def _at(builder, address, index, size: int = 8):
-    """address + size * index, for an index known now or at run time."""
+    """Return address + size * index, for an index known now or at run time."""
     index = ir.Constant(_INT, index) if isinstance(index, int) else index
     return builder.add(address, builder.mul(index, ir.Constant(_INT, size)))
 
 
 def _item(builder, address, index):
-    """The 64-bit integer at that index."""
+    """Return the 64-bit integer at that index."""
     return _load(builder, _at(builder, address, index), _INT, 8)
 
 
 def _broadcast(builder, value):
-    """A vector whose lanes all hold `value`."""
+    """Return a vector whose lanes all hold `value`."""
     nothing = ir.Constant(_WORDS, ir.Undefined)
     vector = builder.insert_element(nothing, value, ir.Constant(ir.IntType(32), 0))
     return builder.shuffle_vector(
