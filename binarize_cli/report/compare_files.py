@@ -22,7 +22,7 @@ def as_markdown(comparison: Mapping[str, Any], error: Error = "half-range") -> s
     common = comparison["common"]
     own = [key for key in ("model", "data", "epochs", "selection") if key not in common]
     heads = ["method or recipe", *own, "task", "n", "float", "soft", "hard", "packed file"]
-    heads += ["loss", "flips %", "file, KiB", "minutes"]
+    heads += ["loss", "flips %", "file, KiB", "minutes a run"]
     lines = [_line(heads), _line([*["---"] * (2 + len(own)), *["---:"] * 9])]
     for row in comparison["rows"]:
         cells = [f"`{row['row']}`", *(str(row[key]) for key in own), row["task"], str(row["n"])]

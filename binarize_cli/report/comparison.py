@@ -87,7 +87,7 @@ def _row(group: Sequence[Run]) -> dict[str, Any]:
     row["loss"] = spread([(result["accuracy"]["packed"] or {}).get("loss") for result in results], digits=4)
     row["flips"] = spread([None if r["flips"] is None else 100 * r["flips"] for r in results])
     row["seconds"] = spread([result["seconds"] for result in results])
-    row["minutes"] = round(sum(result["seconds"] for result in results) / 60, 1)
+    row["minutes"] = round(statistics.fmean(result["seconds"] for result in results) / 60, 1)  # of a run
     row["bytes"] = round(statistics.fmean(result["bytes"] for result in results))
     row["ratio"] = round(statistics.fmean(r["float32_bytes"] / r["bytes"] for r in results), 2)
     row["curves"] = [result["curve"] for result in results]

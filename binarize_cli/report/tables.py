@@ -148,7 +148,7 @@ def comparison_table(rows: Sequence[Mapping], cell: Callable[[Mapping | None], s
     """Return the rows of `comparison.compare_runs`, with `cell` for the text of a mean and its spread."""
     table = Table(box=box.SIMPLE)
     table.add_column("method or recipe", overflow="fold")
-    for column in ("n", "epochs", "float", "soft", "hard", "packed file", "flips %", "minutes"):
+    for column in ("n", "epochs", "float", "soft", "hard", "packed file", "flips %", "minutes a run"):
         table.add_column(column, justify="right")
     for row in rows:
         scores = [cell(row[name]) for name in ("float", "soft", "hard", "packed", "flips")]

@@ -148,7 +148,7 @@ def _order(row: Mapping[str, Any]) -> tuple[int, int, str]:
 def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
     size = f"{row['bytes'] / 1024:.0f} KiB ({row['ratio']:.1f}x)"
     scores = f"**{cell(row['packed'])}**", cell(row["loss"], digits=4), cell(row["soft"]), cell(row["flips"])
-    return f"`{row['row']}`", row["task"], str(row["n"]), *scores, size, f"{row['seconds']['mean'] / 60:.1f}"
+    return f"`{row['row']}`", row["task"], str(row["n"]), *scores, size, f"{row['minutes']:.1f}"
 
 
 def _general(command: str) -> str:
