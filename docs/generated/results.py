@@ -215,7 +215,7 @@ def _verdict(own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """Return whether a mean is ahead of another, or behind by no more than the seeds differ."""
     behind = round(other["mean"] - own["mean"], 2)
     if behind <= 0:
-        return f"ahead by {-behind:.2f}"
+        return f"ahead by {-behind:.2f}" if behind else "level"
     within = behind <= max(own["half_range"], other["half_range"])
     return f"behind by {behind:.2f}" + (", within the spread" if within else "")
 
