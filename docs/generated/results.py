@@ -186,7 +186,7 @@ def results_summary() -> str:
 def lead() -> str:
     """Return a line a setting and task in which bnn++ was trained beside other methods: is it ahead?
 
-    Methods that ran with fewer seeds are left out, unless all did. Where all differ from the recipe of
+    The best of the others in top-1 and in loss may be two methods. Methods that ran with fewer seeds are left out, unless all did. Where all differ from the recipe of
     today in the same keys, they have a line too, with these keys.
     """
     groups: dict[tuple, list[Result]] = defaultdict(list)
@@ -202,12 +202,15 @@ def lead() -> str:
         if own and others:
             as_often = [row for row in others if row["n"] >= own["n"]] or others
             best = max(as_often, key=lambda row: row["packed"]["mean"])
-            n = str(min(own["n"], best["n"]))
+            lowest = min(as_often, key=lambda row: row["loss"]["mean"])
+            n = str(min(own["n"], best["n"], lowest["n"]))
             title = f"{key[0].split('/')[-1]}, {key[1]}, {key[2]} epochs"
             title += f", `{key[-2]}`" if key[-2] else ""
-            scores = (cell(own["packed"]), f"`{best['row']}` {cell(best['packed'])}")
-            rows.append((title, key[-1], n, *scores, _verdict(own["packed"], best["packed"])))
+            scores = cell(own["packed"]), f"`{best['row']}` {cell(best['packed'])}"
+            losses = cell(own["loss"], digits=4), f"`{lowest['row']}` {cell(lowest['loss'], digits=4)}"
+            rows.append((title, key[-1], n, *scores, _verdict(own["packed"], best["packed"]), *losses))
     heads = ("network, data, budget", "task", "n", "`bnn++`", "best of the others", "verdict")
+    heads += ("loss of `bnn++`", "lowest of the others")
     return table(heads, rows) if rows else "No result is stored yet."
 
 
