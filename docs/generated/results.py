@@ -186,8 +186,9 @@ def results_summary() -> str:
 def lead() -> str:
     """Return a line a setting and task in which bnn++ was trained beside other methods: is it ahead?
 
-    The best of the others in top-1 and in loss may be two methods. Methods that ran with fewer seeds are left out, unless all did. Where all differ from the recipe of
-    today in the same keys, they have a line too, with these keys.
+    The best of the others in top-1 and in loss may be two methods. Methods that ran with fewer seeds are left
+    out, unless all did. Where all differ from the recipe of today in the same keys, they have a line too,
+    with these keys.
     """
     groups: dict[tuple, list[Result]] = defaultdict(list)
     for result in stored():
