@@ -10,7 +10,7 @@ from typing import Any
 
 from binarize_cli.errors import counted
 from binarize_cli.files import write_text
-from binarize_cli.report.means import Error, cell
+from binarize_cli.report.means import LOSS_DIGITS, Error, cell
 from binarize_cli.report.results import NETWORKS, as_json
 
 FACTS = ("row", "method", "task", "model", "data", "epochs", "selection", "n", "bytes", "ratio", "minutes")
@@ -27,7 +27,8 @@ def as_markdown(comparison: Mapping[str, Any], error: Error = "half-range") -> s
     for row in comparison["rows"]:
         cells = [f"`{row['row']}`", *(str(row[key]) for key in own), row["task"], str(row["n"])]
         cells += [cell(row[name], error) for name in ("float", "soft", "hard")]
-        cells += [f"**{cell(row['packed'], error)}**", cell(row["loss"], error, 4), cell(row["flips"], error)]
+        cells += [f"**{cell(row['packed'], error)}**", cell(row["loss"], error, LOSS_DIGITS)]
+        cells += [cell(row["flips"], error)]
         cells += [f"{row['bytes'] / 1024:.1f} ({row['ratio']:.1f}x)", f"{row['minutes']:.1f}"]
         lines.append(_line(cells))
     words = "half the range" if error == "half-range" else "the standard error"

@@ -18,7 +18,7 @@ from binarize_cli.report.charts import (
     ticks,
 )
 from binarize_cli.report.html import environment
-from binarize_cli.report.means import Error, cell
+from binarize_cli.report.means import LOSS_DIGITS, Error, cell
 
 Row = Mapping[str, Any]
 MOST_CURVES = 14  # as many styles as there are
@@ -46,7 +46,8 @@ def render_comparison(comparison: Mapping[str, Any], error: Error = "half-range"
             sizes=_scatter("packed top-1, %, against bytes", rows, error, "bytes"),
             times=_scatter("packed top-1, %, against time", rows, error, "seconds"),
             flips=_flips(rows),
-            cell=lambda value, digits=2: cell(value, error, digits),
+            cell=lambda value: cell(value, error),
+            loss=lambda value: cell(value, error, LOSS_DIGITS),
             unequal=unequal(rows),
         )
     )

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from binarize_cli.dotted import flat
-from binarize_cli.report.means import spread
+from binarize_cli.report.means import LOSS_DIGITS, spread
 from binarize_cli.report.results import NETWORKS
 from binarize_cli.report.settings import settings
 
@@ -84,10 +84,11 @@ def _row(group: Sequence[Run]) -> dict[str, Any]:
     }
     for name in NETWORKS:
         row[name] = spread([_top1(result, name) for result in results])
-    row["loss"] = spread([(result["accuracy"]["packed"] or {}).get("loss") for result in results], digits=4)
+    losses = [(result["accuracy"]["packed"] or {}).get("loss") for result in results]
+    row["loss"] = spread(losses, LOSS_DIGITS)
     row["flips"] = spread([None if r["flips"] is None else 100 * r["flips"] for r in results])
     row["seconds"] = spread([result["seconds"] for result in results])
-    row["minutes"] = round(statistics.fmean(result["seconds"] for result in results) / 60, 1)  # of a run
+    row["minutes"] = round(statistics.fmean(row["seconds"]["values"]) / 60, 1)  # of a run
     row["bytes"] = round(statistics.fmean(result["bytes"] for result in results))
     row["ratio"] = round(statistics.fmean(r["float32_bytes"] / r["bytes"] for r in results), 2)
     row["curves"] = [result["curve"] for result in results]

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 Error = Literal["half-range", "standard-error"]
+LOSS_DIGITS = 4  # of per cents two are enough
 
 
 def spread(values: Sequence[float | None], digits: int = 2) -> dict[str, Any] | None:

@@ -34,7 +34,7 @@ def analyses() -> str:
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     runs = row["runs"]
-    scores = over_seeds(runs, "top1"), over_seeds(runs, "loss", digits=4)
+    scores = over_seeds(runs, "top1"), over_seeds(runs, "loss")
     return row["kept"], f"{row['bytes'] / 1024:.1f}", str(len(runs)), *scores
 
 

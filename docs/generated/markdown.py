@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from binarize_cli.report.means import cell, spread
+from binarize_cli.report.means import LOSS_DIGITS, cell, spread
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], right: int = 0) -> str:
@@ -15,8 +15,9 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], right: int = 0) -
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def over_seeds(runs: Sequence[Mapping[str, float]], key: str, digits: int = 2) -> str:
+def over_seeds(runs: Sequence[Mapping[str, float]], key: str) -> str:
     """Return the mean over runs and half the range: `0.5371 ± 0.0035`."""
+    digits = LOSS_DIGITS if key == "loss" else 2
     return cell(spread([run[key] for run in runs], digits), digits=digits)
 
 

@@ -14,7 +14,7 @@ from binarize_cli import recipe_io
 from binarize_cli.dotted import flat
 from binarize_cli.quantizers.methods import METHODS
 from binarize_cli.report.comparison import Run, compare_runs, name_of
-from binarize_cli.report.means import cell
+from binarize_cli.report.means import LOSS_DIGITS, cell
 from binarize_cli.report.results import as_json, read_results
 from generated.markdown import table
 from generated.places import RESULTS
@@ -147,7 +147,7 @@ def _order(row: Mapping[str, Any]) -> tuple[int, int, str]:
 
 def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
     size = f"{row['bytes'] / 1024:.0f} KiB ({row['ratio']:.1f}x)"
-    scores = f"**{cell(row['packed'])}**", cell(row["loss"], digits=4), cell(row["soft"]), cell(row["flips"])
+    scores = f"**{cell(row['packed'])}**", _loss(row), cell(row["soft"]), cell(row["flips"])
     return f"`{row['row']}`", row["task"], str(row["n"]), *scores, size, f"{row['minutes']:.1f}"
 
 
@@ -155,6 +155,10 @@ def _general(command: str) -> str:
     """Return a command without the places of one machine."""
     command = re.sub(r" --(output|teacher-logits|workers)[ =]\S+", "", command).removesuffix(" --resume")
     return re.sub(r"(--(?:weights|data-dir)[ =])\S*/(\S+)", r"\1\2", command)
+
+
+def _loss(row: Mapping[str, Any]) -> str:
+    return cell(row["loss"], digits=LOSS_DIGITS)
 
 
 def plain_bnnpp() -> list[Result]:
@@ -208,7 +212,7 @@ def lead() -> str:
             title = f"{key[0].split('/')[-1]}, {key[1]}, {key[2]} epochs"
             title += f", `{key[-2]}`" if key[-2] else ""
             scores = cell(own["packed"]), f"`{best['row']}` {cell(best['packed'])}"
-            losses = cell(own["loss"], digits=4), f"`{lowest['row']}` {cell(lowest['loss'], digits=4)}"
+            losses = _loss(own), f"`{lowest['row']}` {_loss(lowest)}"
             rows.append((title, key[-1], n, *scores, _verdict(own["packed"], best["packed"]), *losses))
     heads = ("network, data, budget", "task", "n", "`bnn++`", "best of the others", "verdict")
     heads += ("loss of `bnn++`", "lowest of the others")
