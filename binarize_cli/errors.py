@@ -63,8 +63,13 @@ class OutputError(BnnppError):
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str | None = None) -> str | None:
-    """Return a hint such as "Did you mean 'bnn++' or 'bnn+'?", or `otherwise` if nothing is near `name`."""
-    near = difflib.get_close_matches(name.lower(), list(known), n=3, cutoff=0.6)
+    """Return a hint such as "Did you mean 'bnn++' or 'bnn+'?", or `otherwise` if nothing is near `name`.
+
+    A plus that is written out counts as one: `bnn-plus` and `bnnplusplus` are near `bnn+` and `bnn++`.
+    """
+    choices, written = list(known), name.lower()
+    with_signs = written.replace("-plus", "+").replace("plus", "+")
+    near = difflib.get_close_matches(written, choices) or difflib.get_close_matches(with_signs, choices)
     if not near:
         return otherwise
     return "Did you mean " + " or ".join(repr(match) for match in near) + "?"

@@ -238,6 +238,8 @@ def test_a_schedule_of_a_parameter_the_inputs_method_lacks_is_a_fault(text, word
     ("method", "words"),
     [
         ("bnn-", "no method is named 'bnn-'. Did you mean"),
+        ("bnn-plus", "no method is named 'bnn-plus'. Did you mean 'bnn+'"),
+        ("BNNplusplus", "no method is named 'BNNplusplus'. Did you mean 'bnn++'"),
         ("pc++", "pc++ takes its parts from `quantizer`"),
         ("ptq", "ptq has no pair (F, B) to train with"),
         ("float", "float has no pair (F, B) to train with"),
