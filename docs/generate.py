@@ -45,6 +45,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "exports-held": exports.exports_held,
     "families": families.families,
     "goals": goals.goals,
+    "goals-tried": goals.tried,
     "lead": results.lead,
     "method-cards": methods.cards,
     "method-table": methods.method_table,

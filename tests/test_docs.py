@@ -102,8 +102,10 @@ def test_goals_are_held_against_what_was_measured(generate, monkeypatch):
     assert (
         "| digits_vit, 30 epochs | `bwaa` | no more than 3 below the float model | - | - | not run |" in page
     )
+    assert generate.goals.tried().startswith("No goal was missed")
     rows[1]["command"] += " --set train.lr=1.0"
     assert "| 1 | 97.00 | no, by 0.50 |" in generate.goals.goals()
+    assert "| `bw` | `train.lr=1.0` | 1 | 98.20 | yes, by 0.70 |" in generate.goals.tried()
 
 
 def test_runs_of_other_settings_are_not_averaged(generate, monkeypatch):

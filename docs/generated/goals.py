@@ -8,8 +8,8 @@ from typing import Any
 
 from binarize_cli.report.comparison import Run, compare_runs
 from binarize_cli.report.means import cell
+from generated import results
 from generated.markdown import table
-from generated.results import plain_bnnpp
 
 RESNET, DEIT, VIT, SMALL_RESNET = "resnet20_cifar", "deit_tiny_patch16_224", "digits_vit", "digits_resnet"
 
@@ -52,36 +52,74 @@ GOALS = (
 )
 
 Row = Mapping[str, Any]
+Rows = Mapping[tuple[str, str, int], Row]
 
 
 def goals() -> str:
     """Return a line a goal: what was asked for, what was measured, and by how much it was reached."""
-    found = [Run(result) for result in plain_bnnpp()]
-    rows = {_key(row): row for row in (compare_runs(found)["rows"] if found else [])}
-    lines = [(_title(goal), f"`{goal.task}`", goal.words(), *_outcome(goal, rows)) for goal in GOALS]
+    rows = _plain_rows()
+    lines = [(*_title(goal), goal.words(), *_outcome(goal, rows)) for goal in GOALS]
     return table(("network, budget", "task", "goal", "n", "measured", "reached"), lines)
 
 
-def _key(row: Row) -> tuple[str, str, int]:
-    return row["model"].split("/")[-1], row["task"], row["epochs"]
+def tried() -> str:
+    """Return a line for each other setting with which `bnn++` ran where it missed a goal."""
+    rows = _plain_rows()
+    lines = []
+    for goal in GOALS:
+        row, aim = rows.get((goal.model, goal.task, goal.epochs)), _aim(goal, rows)
+        if row and aim is not None and _ahead(row, aim) < 0:
+            lines += [(*_title(goal), *_of_others(other, aim)) for other in _other_settings(row)]
+    heads = ("network, budget", "task", "settings", "n", "measured", "reached")
+    return table(heads, lines) if lines else "No goal was missed where other settings ran."
 
 
-def _title(goal: Goal) -> str:
-    return f"{goal.model}, {goal.epochs} epochs"
+def _plain_rows() -> Rows:
+    """Return the row of plain `bnn++` of each network, task and budget."""
+    found = [Run(result) for result in results.plain_bnnpp()]
+    rows = compare_runs(found)["rows"] if found else []
+    return {(row["model"].split("/")[-1], row["task"], row["epochs"]): row for row in rows}
 
 
-def _outcome(goal: Goal, rows: Mapping[tuple[str, str, int], Row]) -> tuple[str, str, str]:
+def _other_settings(row: Row) -> list[Row]:
+    """Return the rows of `bnn++` with other settings, of the same network, task and budget."""
+    keys = ("model", "task", "epochs")
+    same = [each for each in results.stored() if all(each[key] == row[key] for key in keys)]
+    runs = [Run(each, label=results.label(each)) for each in same]
+    changed = [run for run in runs if run.label.startswith("bnn++ ")]
+    return sorted(compare_runs(changed)["rows"], key=lambda other: other["row"]) if changed else []
+
+
+def _title(goal: Goal) -> tuple[str, str]:
+    return f"{goal.model}, {goal.epochs} epochs", f"`{goal.task}`"
+
+
+def _aim(goal: Goal, rows: Rows) -> float | None:
+    """Return the top-1 that is asked for; None if what it may be below was not run."""
+    if goal.below is None:
+        return goal.at_least
+    other = rows.get((goal.model, goal.task if goal.of == "float" else goal.of, goal.epochs))
+    return other["float" if goal.of == "float" else "packed"]["mean"] - goal.below if other else None
+
+
+def _ahead(row: Row, aim: float) -> float:
+    return round(row["packed"]["mean"] - aim, 2)
+
+
+def _outcome(goal: Goal, rows: Rows) -> tuple[str, str, str]:
     """Return n, the mean and its spread, and whether that is enough; dashes for what was not run."""
-    row = rows.get((goal.model, goal.task, goal.epochs))
+    row, aim = rows.get((goal.model, goal.task, goal.epochs)), _aim(goal, rows)
     if row is None:
         return "-", "-", "not run"
-    aim = goal.at_least
-    if goal.below is not None:
-        other = row if goal.of == "float" else rows.get((goal.model, goal.of, goal.epochs))
-        if other is None:
-            return str(row["n"]), cell(row["packed"]), f"`{goal.of}` was not run"
-        aim = other["float" if goal.of == "float" else "packed"]["mean"] - goal.below
-    assert aim is not None
-    ahead = round(row["packed"]["mean"] - aim, 2)
-    verdict = f"yes, by {ahead:.2f}" if ahead >= 0 else f"no, by {-ahead:.2f}"
-    return str(row["n"]), cell(row["packed"]), verdict
+    if aim is None:
+        return str(row["n"]), cell(row["packed"]), f"`{goal.of}` was not run"
+    return str(row["n"]), cell(row["packed"]), _verdict(_ahead(row, aim))
+
+
+def _of_others(row: Row, aim: float) -> tuple[str, str, str, str]:
+    settings = row["row"].removeprefix("bnn++ ")
+    return f"`{settings}`", str(row["n"]), cell(row["packed"]), _verdict(_ahead(row, aim))
+
+
+def _verdict(ahead: float) -> str:
+    return f"yes, by {ahead:.2f}" if ahead >= 0 else f"no, by {-ahead:.2f}"
