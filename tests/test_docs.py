@@ -140,10 +140,13 @@ def test_methods_with_the_same_changes_to_a_recipe_are_held_against_each_other(g
         row["command"] += " --set train.lr=1.0"
     monkeypatch.setattr(generate.results, "stored", lambda: rows)
     title, page = "| digits_vit, digits (1,437 training images), 3 epochs", generate.results.lead()
-    assert f"{title} | bw | 1 | 97.00 | `bc` 96.00 | ahead by 1.00 | 0.1000 | `bc` 0.1000 |" in page
+    assert f"{title} | bw | 1 | 97.00 | `bc` 96.00 | ahead by 1.00 | - | 0.1000 | `bc` 0.1000 |" in page
     assert f"{title}, `train.lr=1.0` | bw | 1 | 70.00 | `bc` 80.00 | behind by 10.00 |" in page
     monkeypatch.setattr(generate.results, "stored", lambda: [rows[0], a_result(97.0, 0, "bc")])
     assert f"{title} | bw | 1 | 97.00 | `bc` 97.00 | level |" in generate.results.lead()
+    rows = [a_result(96.0, 0), a_result(99.0, 1), a_result(95.0, 1, "bc"), a_result(94.0, 0, "bc")]
+    monkeypatch.setattr(generate.results, "stored", lambda: rows)
+    assert "| ahead by 3.00 | +3.00 ± 1.00 |" in generate.results.lead()  # +2 with seed 0, +4 with seed 1
 
 
 def test_what_a_recipe_said_otherwise_when_a_run_was_made_is_said_with_its_row(generate, monkeypatch):

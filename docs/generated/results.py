@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -213,19 +214,37 @@ def lead() -> str:
             title += f", `{key[-2]}`" if key[-2] else ""
             scores = cell(own["packed"]), f"`{best['row']}` {cell(best['packed'])}"
             losses = _loss(own), f"`{lowest['row']}` {_loss(lowest)}"
-            rows.append((title, key[-1], n, *scores, _verdict(own["packed"], best["packed"]), *losses))
-    heads = ("network, data, budget", "task", "n", "`bnn++`", "best of the others", "verdict")
+            verdict = _verdict(own["packed"], best["packed"])
+            rows.append((title, key[-1], n, *scores, verdict, _by_seed(own, best), *losses))
+    heads = ("network, data, budget", "task", "n", "`bnn++`", "best of the others", "verdict", "by seed")
     heads += ("loss of `bnn++`", "lowest of the others")
     return table(heads, rows) if rows else "No result is stored yet."
 
 
 def _verdict(own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """Return whether a mean is ahead of another, or behind by no more than the seeds differ."""
-    behind = round(other["mean"] - own["mean"], 2)
+    behind = round(statistics.fmean(other["values"]) - statistics.fmean(own["values"]), 2)
     if behind <= 0:
         return f"ahead by {-behind:.2f}" if behind else "level"
     within = behind <= max(own["half_range"], other["half_range"])
     return f"behind by {behind:.2f}" + (", within the spread" if within else "")
+
+
+def _by_seed(own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """Return the mean difference of runs of the same seed and its standard error, or a dash for one pair.
+
+    >>> def row(*values):
+    ...     return {"seeds": range(len(values)), "packed": {"values": values}}
+    >>> _by_seed(row(98.0, 97.0), row(98.2, 97.6))
+    '-0.40 ± 0.20'
+    """
+    others = dict(zip(other["seeds"], other["packed"]["values"], strict=True))
+    scores = zip(own["seeds"], own["packed"]["values"], strict=True)
+    differences = [score - others[seed] for seed, score in scores if seed in others]
+    if len(differences) < 2:
+        return "-"
+    error = statistics.stdev(differences) / len(differences) ** 0.5
+    return f"{statistics.fmean(differences):+.2f} ± {error:.2f}"
 
 
 def store(places: Sequence[Path]) -> None:
