@@ -26,6 +26,11 @@ class Goal:
     of: str = "float"
     """What it may be below: the float model, or another task at the same budget."""
 
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """The network, task and budget whose row is held against the goal."""
+        return self.model, self.task, self.epochs
+
     def words(self) -> str:
         """Return what is asked for.
 
@@ -67,7 +72,7 @@ def tried() -> str:
     rows = _plain_rows()
     lines = []
     for goal in GOALS:
-        row, aim = rows.get((goal.model, goal.task, goal.epochs)), _aim(goal, rows)
+        row, aim = rows.get(goal.key), _aim(goal, rows)
         if row and aim is not None and _ahead(row, aim) < 0:
             lines += [(*_title(goal), *_of_others(other, aim)) for other in _other_settings(row)]
     heads = ("network, budget", "task", "settings", "n", "measured", "reached")
@@ -98,8 +103,11 @@ def _aim(goal: Goal, rows: Rows) -> float | None:
     """Return the top-1 that is asked for; None if what it may be below was not run."""
     if goal.below is None:
         return goal.at_least
-    other = rows.get((goal.model, goal.task if goal.of == "float" else goal.of, goal.epochs))
-    return other["float" if goal.of == "float" else "packed"]["mean"] - goal.below if other else None
+    if goal.of == "float":
+        other, network = rows.get(goal.key), "float"
+    else:
+        other, network = rows.get((goal.model, goal.of, goal.epochs)), "packed"
+    return other[network]["mean"] - goal.below if other else None
 
 
 def _ahead(row: Row, aim: float) -> float:
@@ -108,7 +116,7 @@ def _ahead(row: Row, aim: float) -> float:
 
 def _outcome(goal: Goal, rows: Rows) -> tuple[str, str, str]:
     """Return n, the mean and its spread, and whether that is enough; dashes for what was not run."""
-    row, aim = rows.get((goal.model, goal.task, goal.epochs)), _aim(goal, rows)
+    row, aim = rows.get(goal.key), _aim(goal, rows)
     if row is None:
         return "-", "-", "not run"
     if aim is None:

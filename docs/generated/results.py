@@ -15,7 +15,7 @@ from binarize_cli import recipe_io
 from binarize_cli.dotted import flat
 from binarize_cli.quantizers.methods import METHODS
 from binarize_cli.report.comparison import Run, compare_runs, name_of
-from binarize_cli.report.means import LOSS_DIGITS, cell
+from binarize_cli.report.means import LOSS_DIGITS, cell, spread
 from binarize_cli.report.results import as_json, read_results
 from generated.markdown import table
 from generated.places import RESULTS
@@ -183,7 +183,8 @@ def results_summary() -> str:
         found = [row for each in tasks.values() for row in each]
         base = next((cell(row["float"]) for row in found if row["float"]), "-").split(" ")[0]
         packed = ["; ".join(cell(row["packed"]) for row in tasks[task]) or "-" for task in TASKS]
-        seeds = "; ".join(sorted({str(row["n"]) for row in found}))
+        fewest, most = min(row["n"] for row in found), max(row["n"] for row in found)
+        seeds = str(most) if fewest == most else f"{fewest} to {most}"
         rows.append((f"{model}, {data}", str(epochs), seeds, base, *packed))
     return table(("model, data", "epochs", "seeds", "float", *(f"`{task}`" for task in TASKS)), rows, right=6)
 
@@ -241,10 +242,10 @@ def _by_seed(own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     others = dict(zip(other["seeds"], other["packed"]["values"], strict=True))
     scores = zip(own["seeds"], own["packed"]["values"], strict=True)
     differences = [score - others[seed] for seed, score in scores if seed in others]
-    if len(differences) < 2:
+    found = spread(differences)
+    if found is None or found["standard_error"] is None:
         return "-"
-    error = statistics.stdev(differences) / len(differences) ** 0.5
-    return f"{statistics.fmean(differences):+.2f} ± {error:.2f}"
+    return f"{found['mean']:+.2f} ± {found['standard_error']:.2f}"
 
 
 def store(places: Sequence[Path]) -> None:
